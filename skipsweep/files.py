@@ -1,0 +1,102 @@
+"""Writing files so that a reader, or the next attempt after a crash, never meets half of one."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` as a whole: unique temporary name, fsync, rename, fsync of the folder."""
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(tmp, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def create_exclusively(path: Path, content: bytes) -> bool:
+    """Create `path` with all its content, or return False if it exists: exactly one of several writers succeeds."""
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    tmp.write_bytes(content)
+    try:
+        os.link(tmp, path)  # atomic on local and on network file systems, and never overwrites
+    except FileExistsError:
+        return False
+    finally:
+        tmp.unlink()
+    return True
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON. NaN and infinities are refused: a missing value is null."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of `path`, or None where there is no such file."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as YAML, keys in the order given."""
+    write_bytes(path, yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True).encode())
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file."""
+    return yaml.load(path.read_bytes(), Loader=_YamlLoader)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line with a single write, first ending a line that a crash left torn."""
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with open(path, "ab+") as f:
+        if f.tell() and not _ends_with_newline(f):
+            line = b"\n" + line
+        f.write(line)
+
+
+def _ends_with_newline(f: Any) -> bool:
+    f.seek(-1, os.SEEK_END)
+    return f.read(1) == b"\n"
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file; torn lines are skipped. Nothing where there is no such file."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in content.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row

@@ -1,0 +1,172 @@
+"""Every file name of a run and of a sweep, and the code that writes them (multirun/README.md documents both).
+
+    multirun/runs/<slug>-<id>/     config.yaml identity.json status.json lease/ env.json metrics.jsonl result.json
+                                   checkpoint/ log/ wandb/
+    multirun/sweeps/<name>/        plan.json code/ report/
+    multirun/speed.jsonl           measured throughputs, for estimates
+
+Imports no torch: planning and reports read through here on a login node.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipsweep import files
+from skipsweep.config import RunConfig, from_dict, to_dict
+
+STATES = ("planned", "submitted", "running", "preempted", "done", "failed")
+"""States of a run. `done` and `failed` are final until somebody asks for a retry."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`<slug>-<id>`."""
+        return self.path.name
+
+    @property
+    def id(self) -> str:
+        """The identity's hash, the last part of the name."""
+        return self.path.name.rsplit("-", 1)[-1]
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "identity.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def serves(self) -> Path:
+        return self.path / "serves.json"
+
+    @property
+    def leases(self) -> Path:
+        return self.path / "lease"
+
+    @property
+    def env(self) -> Path:
+        return self.path / "env.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def mirror(self) -> Path:
+        return self.path / "wandb"
+
+    def log(self, attempt: int, stream: str) -> Path:
+        """Log file of an attempt; `stream` is `out` or `err`."""
+        return self.path / "log" / f"attempt-{attempt}.{stream}"
+
+    def freeze(self, config: RunConfig, identity: dict[str, Any]) -> None:
+        """Create the folder with what the job will execute. Safe to repeat, and to run twice at once."""
+        for folder in (self.path, self.leases, self.checkpoints, self.path / "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+        files.write_yaml(self.config, to_dict(config))
+        files.write_json(self.identity, identity)
+        if not self.status.exists():
+            self.write_status("planned")
+
+    def read_config(self) -> RunConfig:
+        """The frozen configuration."""
+        return from_dict(RunConfig, files.read_yaml(self.config))
+
+    def write_status(self, state: str, **details: Any) -> None:
+        """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended."""
+        if state not in STATES:
+            raise ValueError(f"no such state: {state}")
+        files.write_json(self.status, {"state": state, "time": time.time(), **details})
+
+    def read_status(self) -> dict[str, Any]:
+        """status.json, or `{"state": "planned"}` where it is missing."""
+        return files.read_json(self.status) or {"state": "planned"}
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One row per step and kind, in order of steps: of rows that a later attempt wrote again, the last counts."""
+        latest: dict[int, dict[str, Any]] = {}
+        for row in files.read_rows(self.metrics):
+            if isinstance(row.get("step"), int):
+                latest[row["step"]] = row
+        return [latest[step] for step in sorted(latest)]
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """The folder of one sweep."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+
+@dataclass(frozen=True)
+class Multirun:
+    """The folder that holds all runs and sweeps."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        return self.path / "sweeps"
+
+    @property
+    def speeds(self) -> Path:
+        return self.path / "speed.jsonl"
+
+    def run(self, name: str) -> RunDir:
+        """The run called `<slug>-<id>`."""
+        return RunDir(self.runs / name)
+
+    def sweep(self, name: str) -> SweepDir:
+        return SweepDir(self.sweeps / name)
+
+    def all_runs(self) -> Iterator[RunDir]:
+        """Every run, by name."""
+        if self.runs.is_dir():
+            yield from (RunDir(p) for p in sorted(self.runs.iterdir()) if not p.name.startswith("."))
+
+    def all_sweeps(self) -> Iterator[SweepDir]:
+        """Every sweep, by name."""
+        if self.sweeps.is_dir():
+            yield from (SweepDir(p) for p in sorted(self.sweeps.iterdir()) if not p.name.startswith("."))
