@@ -1,0 +1,287 @@
+"""What a process of a run executes: frozen configuration -> train -> record, with resume, signals and causes of failure.
+
+    python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WORLD_SIZE from the launcher)
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipsweep import checkpoint, distributed, files, lease, provenance
+from skipsweep import model as models
+from skipsweep.config import RunConfig, recipe_of
+from skipsweep.data import prepare
+from skipsweep.data.batches import Batches
+from skipsweep.distributed import World
+from skipsweep.errors import DataError, UserError
+from skipsweep.mirror import Mirror
+from skipsweep.progress import Progress, for_stdout
+from skipsweep.record import Recorder
+from skipsweep.rundir import Multirun, RunDir
+from skipsweep.train import Boundary, NonFinite, Trainer
+
+DONE, FAILED, PREEMPTED, HELD = 0, 1, 75, 76
+"""Exit codes of a job."""
+
+AGREE_EVERY_GPU = 16
+"""Steps between two looks at each other's signals on GPUs, where every look waits for the device."""
+
+MIRROR_TIMEOUT_S = 30.0
+"""Longest that a run waits for wandb at its end."""
+
+
+class StopSignal:
+    """Set by a signal (or the launcher's death), read at step boundaries: the handler itself does nothing else.
+
+    Children that inherit the handler (data loading) ignore it: the scheduler signals every process of a job.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._pid = os.getpid()
+        self._parent = int(os.environ.get("SKIPSWEEP_PARENT", "0"))
+
+    def install(self) -> None:
+        """Take over SIGTERM, SIGINT and SIGUSR2. Only the main thread of a process may."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if os.getpid() == self._pid:
+            self.reason = signal.Signals(number).name
+
+    def watch_parent(self) -> None:
+        """Stop as well when the launcher has died, and nobody would see this run's end."""
+        if self._parent and os.getppid() != self._parent:
+            self.reason = "the launcher died"
+
+
+def execute(run: RunDir, progress: Progress | None = None) -> int:
+    """Train `run` to its end, or until a signal; returns an exit code. Every rank of the run calls this."""
+    stop = StopSignal()
+    stop.install()
+    config = run.read_config()
+    _set_threads(config)
+    try:
+        world = distributed.join(config.compute)
+    except UserError as problem:
+        run.write_status("failed", cause="config", message=str(problem))
+        return _say(str(problem), FAILED)
+    try:
+        return _lead(run, config, world, stop, progress) if world.is_leader else _follow(run, config, world, stop)
+    finally:
+        distributed.leave()
+
+
+def _set_threads(config: RunConfig) -> None:
+    threads = config.compute.threads or int(os.environ.get("SKIPSWEEP_THREADS", "0"))
+    torch.set_num_threads(threads or max(1, provenance.cpus() // config.compute.processes))
+    # Seeds for mechanisms that draw at random in training; the initialisation and the data have generators of their own.
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+
+
+def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progress: Progress | None) -> int:
+    """Rank 0: hold the lease, record, and put the outcome into status.json."""
+    try:
+        held = lease.acquire(run)
+    except lease.Held as other:
+        world.broadcast(None)
+        return _say(f"{run.name} is being executed by {other}", HELD)
+    held.on_beat = stop.watch_parent
+    world.broadcast(held.attempt)
+    facts: dict[str, Any] = {"attempt": held.attempt, **_whereabouts(), "started": time.time()}
+    mirror: Mirror | None = None
+    try:
+        run.write_status("running", **facts)
+        _write_env(run, held.attempt, world)
+        mirror = Mirror.start(run, config.logger)
+        finished = _train(run, config, world, stop, Recorder(run, config, held, progress or for_stdout()))
+        state = ("done", {}) if finished else ("preempted", {"cause": "signal", "message": stop.reason})
+    except lease.LeaseLost as problem:
+        _close(mirror)
+        return _say(str(problem), HELD)
+    except BaseException as problem:
+        traceback.print_exc()
+        cause, message = cause_of(problem)
+        state = ("failed", {"cause": cause, "message": message})
+    _conclude(run, held, mirror, state[0], {**facts, **state[1], "ended": time.time()})
+    return {"done": DONE, "preempted": PREEMPTED, "failed": FAILED}[state[0]]
+
+
+def _conclude(run: RunDir, held: lease.Lease, mirror: Mirror | None, state: str, details: dict[str, Any]) -> None:
+    """Publish the outcome. Where even that fails (disk full), the exit code still tells the launcher."""
+    try:
+        held.check()
+        run.write_status(state, **details)
+        _close(mirror)
+        held.release()
+    except (OSError, lease.LeaseLost) as problem:
+        _say(f"status could not be written: {problem}", FAILED)
+
+
+def _follow(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> int:
+    """Other ranks: the same training, nothing recorded."""
+    if world.broadcast(None) is None:
+        return HELD
+    try:
+        return DONE if _train(run, config, world, stop, None) else PREEMPTED
+    except BaseException:
+        traceback.print_exc()
+        return FAILED
+
+
+def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recorder: Recorder | None) -> bool:
+    """Train from the newest checkpoint; returns whether the run reached its last step."""
+    _assert_same_config(run, world)
+    root = prepare.data_root(config.paths)
+    trainer = Trainer(config, Batches(config.data, root, world.rank, world.size), world)
+    _resume(run, trainer, recorder)
+    for boundary in trainer.run():
+        if recorder:
+            recorder.record(trainer, boundary)
+        if _should_stop(trainer, boundary, stop, recorder):
+            return False
+    state = trainer.state()
+    if recorder:
+        _remember_speed(config, world, recorder.finish(trainer, state, _facts(config, root)))
+    return True
+
+
+def _should_stop(trainer: Trainer, boundary: Boundary, stop: StopSignal, recorder: Recorder | None) -> bool:
+    """Whether all ranks stop at this boundary, because one of them was told to. Saves first; saves too when it is time."""
+    world = trainer.world
+    if world.device.type == "cuda" and boundary.step % AGREE_EVERY_GPU:
+        return False
+    due = recorder is not None and recorder.checkpoint_due(boundary.step)
+    votes = torch.tensor([float(stop.reason is not None), float(due)], device=world.device)
+    stopping, saving = (vote > 0 for vote in world.sum(votes).tolist())
+    at_end = boundary.step == trainer.config.schedule.steps
+    if (stopping or saving) and not at_end:
+        trainer.clock.pause()
+        state = trainer.state()
+        if recorder:
+            recorder.save(state)
+    return stopping and not at_end
+
+
+def _resume(run: RunDir, trainer: Trainer, recorder: Recorder | None) -> None:
+    """Every rank loads the checkpoint that rank 0 chose."""
+    path, state = None, None
+    if recorder:
+        checkpoint.clean(run.checkpoints)
+        state = checkpoint.load_newest(run.checkpoints, run.id, lambda line: print(line, flush=True))
+        path = None if state is None else run.checkpoints / f"step-{state['step']:08d}"
+    path = trainer.world.broadcast(path)
+    if path is None:
+        return
+    if state is None:
+        state = checkpoint.load(path, run.id)
+    trainer.load_state(state)
+    if recorder:
+        recorder.resumed(trainer.step)
+        print(f"resumed from step {trainer.step}", flush=True)
+
+
+def _close(mirror: Mirror | None) -> None:
+    """Let wandb catch up; whatever happens there, the run is what it is."""
+    warning = mirror.close(MIRROR_TIMEOUT_S) if mirror else None
+    if warning:
+        print(f"warning: {warning}", flush=True)
+
+
+def _assert_same_config(run: RunDir, world: World) -> None:
+    """All ranks must train the very same thing: published runs have averaged different models for want of this."""
+    digests = world.gather(hashlib.sha256(run.config.read_bytes()).hexdigest())
+    if len(set(digests)) > 1:
+        odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        raise UserError(f"{run.config} reads differently on rank(s) {odd} than on rank 0")
+
+
+# --------------------------------------------------------------------------------------------------- what stands beside
+
+
+def _facts(config: RunConfig, root: Path) -> dict[str, Any]:
+    """What a result says beyond its losses."""
+    recipe = recipe_of(config)
+    corpus = prepare.prepare(config.data, root)
+    return {
+        "unigram_entropy": prepare.unigram_entropy(corpus, config.data.val_tokens),
+        "parameters": models.count.parameters(recipe),
+        "flops_per_token": models.count.flops_per_token(recipe),
+    }
+
+
+def _whereabouts() -> dict[str, Any]:
+    where = provenance.machine()
+    return {"host": where["host"], "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+
+
+def _write_env(run: RunDir, attempt: int, world: World) -> None:
+    """Add this attempt to env.json."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    entry = {
+        **provenance.machine(),
+        "gpus": gpus,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+        "commit": provenance.commit(),
+        "code": provenance.code_hash(),
+    }
+    files.write_json(run.env, {**(files.read_json(run.env) or {}), str(attempt): entry})
+
+
+def _remember_speed(config: RunConfig, world: World, result: dict[str, Any]) -> None:
+    """Note the throughput, so that the next plan can say how long it will take."""
+    if result["train_time_s"] <= 0:
+        return
+    flops = sum(result["flops_per_token"].values()) * result["tokens"]
+    row = {
+        "device": world.device.type,
+        "host": provenance.machine()["host"],
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "model": [config.model.layers, config.model.dim, config.data.seq_len],
+        "flops_per_s": flops / result["train_time_s"],
+        "time": round(time.time()),
+    }
+    with contextlib.suppress(OSError):  # an estimate is not worth a run
+        files.append_row(Multirun(Path(config.paths.multirun)).speeds, row)
+
+
+def cause_of(problem: BaseException) -> tuple[str, str]:
+    """(class, last line) of a failure: nan, oom, disk, data, config, or exception."""
+    message = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+    if isinstance(problem, NonFinite):
+        return "nan", str(problem)
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem):
+        return "oom", message
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "disk", message
+    if isinstance(problem, DataError):
+        return "data", str(problem)
+    if isinstance(problem, UserError):
+        return "config", str(problem)
+    return "exception", message
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(execute(RunDir(Path(sys.argv[1]))))

@@ -1,0 +1,85 @@
+"""A run's progress: a bar for who watches a terminal, a line now and then for who reads a log."""
+
+import sys
+import time
+from typing import Any, Protocol
+
+LINE_EVERY_S = 10.0
+"""Seconds between lines where there is no terminal."""
+
+
+class Progress(Protocol):
+    """Shows `step` of `steps` with loss, validation loss, tokens/s and the time left."""
+
+    def update(self, now: dict[str, Any]) -> None:
+        """Keys: step, steps, loss, val_loss, tokens_per_s, left_s; values may be None."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def duration(seconds: float | None) -> str:
+    """`1:02:03`, `2:03`; `?` for None."""
+    if seconds is None:
+        return "?"
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure, or `-` where there is none: a missing value is never shown as 0."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def rate(tokens_per_s: float | None) -> str:
+    """`61.2k tok/s`."""
+    if tokens_per_s is None:
+        return "- tok/s"
+    return f"{tokens_per_s / 1000:.1f}k tok/s" if tokens_per_s < 1e6 else f"{tokens_per_s / 1e6:.2f}M tok/s"
+
+
+def describe(now: dict[str, Any]) -> str:
+    """Loss, validation loss, speed and time left, in one line."""
+    return (
+        f"loss {number(now.get('loss'))} | val {number(now.get('val_loss'))} | "
+        f"{rate(now.get('tokens_per_s'))} | {duration(now.get('left_s'))} left"
+    )
+
+
+class Lines:
+    """For logs: the first and the last state, and one every `LINE_EVERY_S` seconds between."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def update(self, now: dict[str, Any]) -> None:
+        if time.monotonic() - self._last >= LINE_EVERY_S or now["step"] == now["steps"]:
+            self._last = time.monotonic()
+            print(f"step {now['step']}/{now['steps']} | {describe(now)}", flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Bar:
+    """For terminals."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task("", total=None)
+
+    def update(self, now: dict[str, Any]) -> None:
+        self._bar.update(self._task, completed=now["step"], total=now["steps"], description=describe(now))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def for_stdout() -> Progress:
+    """What suits where standard output goes."""
+    return Bar() if sys.stdout.isatty() else Lines()

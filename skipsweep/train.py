@@ -1,0 +1,269 @@
+"""The training loop. It yields a `Boundary` after every step and knows no file, no wandb and no SLURM.
+
+Everything that a run's numbers depend on is in the configuration: batches are a pure function of the step, the
+initialisation one of seed and parameter name, and the loop draws nothing at random. What continues a run is `state`.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skipsweep import model as models
+from skipsweep.config import RunConfig
+from skipsweep.distributed import World
+from skipsweep.errors import UserError
+from skipsweep.optim.groups import Optimiser
+from skipsweep.optim.schedule import lr_factor
+
+# B sequences of a micro-batch, T tokens of a sequence
+
+NONFINITE_CHECK_EVERY = 16
+"""Steps between two looks of the host at the device's non-finite flag (on CPU: every step)."""
+
+
+class NonFinite(Exception):
+    """A loss or gradient was not finite; no update with it was applied."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} is not finite at step {step}")
+        self.step = step
+
+
+class Batches(Protocol):
+    """What the loop asks of the data; see `data.batches.Batches`."""
+
+    def train(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def val(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @property
+    def val_sequences(self) -> int: ...
+
+
+@dataclass
+class Boundary:
+    """The state between two steps: `step` updates have been applied."""
+
+    step: int
+    train_loss: Tensor | None
+    """Mean loss of the batch of the last update (scalar, nats per token); None at step 0 and right after a resume."""
+    grad_norm: Tensor | None
+    """L2 norm of the whole gradient of the last update (scalar)."""
+    val_loss: float | None
+    """Validation loss (nats per token) where one was due."""
+
+
+class Clock:
+    """Seconds of training: runs only between `start` and `pause`, and carries over restarts."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._total = 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        return self._total + running
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._total, self._since = value, None
+
+    def start(self) -> None:
+        self._synchronise()
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        self._synchronise()
+        self._total, self._since = self.seconds, None
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class Trainer:
+    """Model, optimiser and data of one run, on one of its processes."""
+
+    def __init__(self, config: RunConfig, batches: Batches, world: World):
+        self.config, self.batches, self.world = config, batches, world
+        self.model = models.build(config, world.device)
+        self._parameters = dict(self.model.named_parameters())
+        self.optimiser = Optimiser(config.optim, self._parameters, models.parameter_roles(self.model))
+        if config.compute.compile:
+            self.model.compile_blocks()
+        self.step = 0
+        self.clock = Clock(world.device)
+        # 1 from the first non-finite loss or gradient on, and never reset: later updates are masked as well, so that
+        # the parameters stay those of the last good step until the host has seen it.
+        self._halted = torch.zeros((), device=world.device)
+
+    # ------------------------------------------------------------------------------------------------------ the loop
+
+    def run(self) -> Iterator[Boundary]:
+        """Train from where we stand to the last step. Whoever consumes may stop at any boundary, and save there.
+
+        Raises NonFinite within `NONFINITE_CHECK_EVERY` steps of a non-finite loss or gradient, on every rank.
+        """
+        steps = self.config.schedule.steps
+        self._warm_up()
+        if self.step == 0:
+            yield Boundary(0, None, None, self.validate())
+        while self.step < steps:
+            self.clock.start()
+            loss, grad_norm = self._update()
+            self._raise_if_halted(last=self.step == steps)
+            val_due = self.step % self.config.record.val_every == 0 or self.step == steps
+            if val_due:
+                self.clock.pause()
+            val_loss = self.validate() if val_due else None
+            yield Boundary(self.step, loss, grad_norm, val_loss)
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        """One optimiser step on the whole batch; returns the batch's loss and gradient norm."""
+        loss = self._backward(*self._to_device(self.batches.train(self.step)))
+        self._average_gradients()
+        grad_norm = self._grad_norm()
+        finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        self._halted = torch.maximum(self._halted, (~finite).to(self._halted.dtype))
+        self.optimiser.step(lr_factor(self.config.schedule, self.step), self._halted)
+        self.optimiser.zero_grad()
+        self.step += 1
+        return loss, grad_norm
+
+    def _backward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Gradients of the mean loss over the batch of all processes, accumulated by micro-batches."""
+        share = len(ids_BT)
+        micro = self.config.compute.micro_batch or share
+        total = torch.zeros((), device=self.world.device, dtype=torch.float64 if self._is_double else torch.float32)
+        for ids, targets in zip(ids_BT.split(micro), targets_BT.split(micro), strict=True):
+            loss = self.model(ids, targets) * (len(ids) / share)
+            loss.backward()
+            total += loss.detach()
+        return self.world.mean(total)
+
+    def _average_gradients(self) -> None:
+        if self.world.size == 1:
+            return
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        for dtype in {g.dtype for g in gradients}:
+            same = [g for g in gradients if g.dtype == dtype]
+            # One message for all of them: the cost of a small reduction is its latency.
+            flat = self.world.mean(torch.cat([g.flatten() for g in same]))
+            for gradient, mean in zip(same, flat.split([g.numel() for g in same]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+    def _grad_norm(self) -> Tensor:
+        norms = torch._foreach_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+        return torch.linalg.vector_norm(torch.stack([n.to(torch.float32) for n in norms]))
+
+    def _raise_if_halted(self, last: bool) -> None:
+        look = last or self.world.device.type == "cpu" or self.step % NONFINITE_CHECK_EVERY == 0
+        if look and self._halted.item():
+            self.clock.pause()
+            raise NonFinite(self.step, "training loss or gradient")
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss (nats per token) over the first `val_tokens` of the validation split, over all processes.
+
+        Raises NonFinite if it is not finite.
+        """
+        mine = range(self.world.rank, self.batches.val_sequences, self.world.size)
+        size = self.config.compute.micro_batch or self._share
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for first in range(0, len(mine), size):
+            part = mine[first : first + size]
+            ids, targets = self._to_device(self.batches.val(part.start, part.stop, part.step))
+            total += self.model(ids, targets, reduction="sum").double()
+        mean = self.world.sum(total).item() / (self.batches.val_sequences * self.config.data.seq_len)
+        if not math.isfinite(mean):
+            raise NonFinite(self.step, "validation loss")
+        return mean
+
+    def _warm_up(self) -> None:
+        """One forward and backward pass without an update, so that compilation and first allocations are not timed."""
+        rng = _random_states()
+        self._backward(*self._to_device(self.batches.train(min(self.step, self.config.schedule.steps - 1))))
+        self.optimiser.zero_grad()
+        _set_random_states(rng)
+
+    @property
+    def _share(self) -> int:
+        """Sequences of a step that this process computes."""
+        return self.config.data.batch_tokens // self.config.data.seq_len // self.world.size
+
+    @property
+    def _is_double(self) -> bool:
+        return self.config.model.dtype == "float64"
+
+    def _to_device(self, arrays: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+        ids, targets = (torch.from_numpy(a).to(self.world.device, non_blocking=True) for a in arrays)
+        return ids, targets
+
+    # ------------------------------------------------------------------------------------------------------ its state
+
+    def lambdas(self) -> dict[str, float]:
+        """Every learned scalar under its label."""
+        return {label: float(value) for label, value in self.model.lambdas().items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on: `model`, `optim` (tensors by name), `random` (one entry per rank),
+        `step`, `train_time_s`. Every rank must call it."""
+        return {
+            "model": {name: p.detach() for name, p in self._parameters.items()},
+            "optim": self.optimiser.state(),
+            "random": self.world.gather(_random_states()),
+            "step": self.step,
+            "train_time_s": self.clock.seconds,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned, on any number of processes.
+
+        Raises UserError if it was saved by a model with other parameters.
+        """
+        if state["model"].keys() != self._parameters.keys():
+            odd = sorted(state["model"].keys() ^ self._parameters.keys())
+            raise UserError(f"the checkpoint belongs to a model with other parameters: {', '.join(odd[:5])}")
+        with torch.no_grad():
+            for name, value in state["model"].items():
+                self._parameters[name].copy_(value)
+        self.optimiser.load_state(state["optim"])
+        self.step, self.clock.seconds = state["step"], state["train_time_s"]
+        states = state["random"]
+        _set_random_states(states[self.world.rank % len(states)])
+
+
+def _random_states() -> dict[str, Any]:
+    """States of all global generators, in types that `torch.load(weights_only=True)` accepts.
+
+    The loop draws nothing itself; this is for mechanisms that do (dropout, stochastic depth).
+    """
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, [int(k) for k in keys], position, has_gauss, gauss),  # type: ignore[union-attr]
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
