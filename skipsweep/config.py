@@ -344,6 +344,8 @@ class Wandb(Logger):
     project: str = "skipsweep"
     entity: str | None = None
     """wandb's team or user; null: the account's default."""
+    system_stats: bool = False
+    """Also record the machine's CPU, memory and GPU use, every 15 seconds."""
 
 
 @dataclass
@@ -436,6 +438,11 @@ UNIONS: tuple[type, ...] = (SelectionMethod, HeadType, GateTargets, Data, Optim,
 def choices(base: type) -> dict[str, type]:
     """Name -> class of every choice of a tagged union."""
     return {cls.name: cls for cls in base.__subclasses__()}
+
+
+def world_size(compute: Compute) -> int:
+    """Processes that a run has on such a machine."""
+    return compute.nodes * (compute.gpus or compute.processes)
 
 
 # ------------------------------------------------------------------------------------------------ to and from plain data

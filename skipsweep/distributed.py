@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from skipsweep.config import Compute
+from skipsweep.config import Compute, world_size
 from skipsweep.errors import UserError
 
 
@@ -62,11 +62,6 @@ class World:
 def is_follower() -> bool:
     """Whether this process was started as a rank other than 0 (torchrun, srun)."""
     return int(os.environ.get("RANK", "0")) > 0
-
-
-def world_size(compute: Compute) -> int:
-    """Processes that `compute` asks for."""
-    return compute.nodes * (compute.gpus or compute.processes)
 
 
 def join(compute: Compute) -> World:

@@ -1,5 +1,7 @@
 """Writing files so that a reader, or the next attempt after a crash, never meets half of one."""
 
+import contextlib
+import fcntl
 import json
 import os
 import uuid
@@ -39,6 +41,14 @@ def create_exclusively(path: Path, content: bytes) -> bool:
     finally:
         tmp.unlink()
     return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`'s lock: for reading a file and writing it back when two launchers might."""
+    with open(folder / ".lock", "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def fsync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import os
@@ -23,6 +24,7 @@ from skipsweep import model as models
 from skipsweep.config import RunConfig, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
+from skipsweep.data.corpus import open_corpus, unigram_entropy
 from skipsweep.distributed import World
 from skipsweep.errors import DataError, UserError
 from skipsweep.mirror import Mirror
@@ -100,15 +102,21 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
     except lease.Held as other:
         world.broadcast(None)
         return _say(f"{run.name} is being executed by {other}", HELD)
+    if run.read_status()["state"] == "done":  # finished by another launcher a moment ago
+        world.broadcast(None)
+        held.release()
+        return DONE
     held.on_beat = stop.watch_parent
     world.broadcast(held.attempt)
     facts: dict[str, Any] = {"attempt": held.attempt, **_whereabouts(), "started": time.time()}
+    facts["log"] = str(run.log(held.attempt, "err"))
+    progress = progress or for_stdout()
     mirror: Mirror | None = None
     try:
         run.write_status("running", **facts)
         _write_env(run, held.attempt, world)
         mirror = Mirror.start(run, config.logger)
-        finished = _train(run, config, world, stop, Recorder(run, config, held, progress or for_stdout()))
+        finished = _train(run, config, world, stop, Recorder(run, config, held, progress))
         state = ("done", {}) if finished else ("preempted", {"cause": "signal", "message": stop.reason})
     except lease.LeaseLost as problem:
         _close(mirror)
@@ -117,6 +125,8 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
         traceback.print_exc()
         cause, message = cause_of(problem)
         state = ("failed", {"cause": cause, "message": message})
+    finally:
+        progress.close()
     _conclude(run, held, mirror, state[0], {**facts, **state[1], "ended": time.time()})
     return {"done": DONE, "preempted": PREEMPTED, "failed": FAILED}[state[0]]
 
@@ -134,8 +144,8 @@ def _conclude(run: RunDir, held: lease.Lease, mirror: Mirror | None, state: str,
 
 def _follow(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> int:
     """Other ranks: the same training, nothing recorded."""
-    if world.broadcast(None) is None:
-        return HELD
+    if world.broadcast(None) is None:  # somebody else executes it, or has finished it
+        return DONE
     try:
         return DONE if _train(run, config, world, stop, None) else PREEMPTED
     except BaseException:
@@ -216,9 +226,8 @@ def _assert_same_config(run: RunDir, world: World) -> None:
 def _facts(config: RunConfig, root: Path) -> dict[str, Any]:
     """What a result says beyond its losses."""
     recipe = recipe_of(config)
-    corpus = prepare.prepare(config.data, root)
     return {
-        "unigram_entropy": prepare.unigram_entropy(corpus, config.data.val_tokens),
+        "unigram_entropy": unigram_entropy(open_corpus(config.data, root), config.data.val_tokens),
         "parameters": models.count.parameters(recipe),
         "flops_per_token": models.count.flops_per_token(recipe),
     }
@@ -281,6 +290,27 @@ def cause_of(problem: BaseException) -> tuple[str, str]:
 def _say(message: str, code: int) -> int:
     print(message, file=sys.stderr, flush=True)
     return code
+
+
+# -------------------------------------------------------------------------------------------------------- under torchrun
+
+
+def lead(run: RunDir | None) -> int:
+    """Rank 0 under torchrun: tell the others which run it is (None: nothing is left to do), then execute it."""
+    _torchrun_store().set("skipsweep/run", str(run.path) if run else "")
+    return execute(run) if run else DONE
+
+
+def follow() -> int:
+    """Other ranks under torchrun: wait for rank 0's plan, then execute the run that it names."""
+    path = _torchrun_store().get("skipsweep/run").decode()
+    return execute(RunDir(Path(path))) if path else DONE
+
+
+def _torchrun_store() -> torch.distributed.Store:
+    """The key-value store that torchrun's agent keeps for its processes."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(minutes=10))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from skipsweep import files
 from skipsweep.rundir import RunDir
 
-BEAT_S = 5.0
+BEAT_S = 3.0
 """Seconds between heartbeats."""
 EXPIRY_S = 60.0
 """Seconds without a heartbeat after which a holder on another machine counts as dead."""

@@ -41,10 +41,10 @@ class Batches(Protocol):
 
     def train(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
 
-    def val(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]: ...
-
     @property
     def val_sequences(self) -> int: ...
+
+    def val(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass
@@ -177,14 +177,12 @@ class Trainer:
 
         Raises NonFinite if it is not finite.
         """
-        mine = range(self.world.rank, self.batches.val_sequences, self.world.size)
         size = self.config.compute.micro_batch or self._share
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for first in range(0, len(mine), size):
-            part = mine[first : first + size]
-            ids, targets = self._to_device(self.batches.val(part.start, part.stop, part.step))
+        for first in range(0, self.batches.val_sequences, size):
+            ids, targets = self._to_device(self.batches.val(first, first + size))
             total += self.model(ids, targets, reduction="sum").double()
-        mean = self.world.sum(total).item() / (self.batches.val_sequences * self.config.data.seq_len)
+        mean = self.world.sum(total).item() / self.config.data.val_tokens
         if not math.isfinite(mean):
             raise NonFinite(self.step, "validation loss")
         return mean

@@ -1,0 +1,88 @@
+"""Arms of a sweep with their results: the table at the end of a launch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skipsweep import files
+from skipsweep.rundir import Multirun
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is known of one arm. A figure that is not known is None."""
+
+    name: str
+    planned: int
+    """Points of the arm."""
+    done: int
+    failed: int
+    val_loss: float | None
+    """Mean final validation loss over the finished seeds, nats per token."""
+    val_loss_sd: float | None
+    """Standard deviation over the finished seeds; None below two."""
+    difference: float | None
+    """Mean difference to the baseline, over the seeds that both have finished."""
+    pairs: int
+    """How many seeds that mean is over."""
+    steps: int | None
+    train_time_s: float | None
+    """Mean training time."""
+    parameters: int | None
+    is_baseline: bool
+
+
+def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
+    """The arms of a sweep, in the order planned; the baseline first."""
+    plan = files.read_json(multirun.sweep(name).plan)
+    grouped: dict[str, dict[tuple[int, int], str]] = {}
+    for point in plan["points"]:
+        arm, seed, replicate = point["key"]
+        grouped.setdefault(arm, {})[seed, replicate] = point["run"]
+    results = {run: files.read_json(multirun.run(run).result) for runs in grouped.values() for run in runs.values()}
+    baseline = plan["baseline"]
+    arms = [_arm(multirun, arm, runs, grouped.get(baseline, {}), results, arm == baseline) for arm, runs in grouped.items()]
+    return sorted(arms, key=lambda arm: not arm.is_baseline)
+
+
+def _arm(
+    multirun: Multirun,
+    name: str,
+    runs: dict[tuple[int, int], str],
+    base: dict[tuple[int, int], str],
+    results: dict[str, dict[str, Any] | None],
+    is_baseline: bool,
+) -> Arm:
+    found = [r for run in runs.values() if (r := results[run]) is not None]
+    losses = [r["val_loss"] for r in found]
+    pairs = [(results[run], results[base[key]]) for key, run in runs.items() if key in base]
+    differences = [own["val_loss"] - other["val_loss"] for own, other in pairs if own and other]
+    failed = sum(multirun.run(run).read_status()["state"] == "failed" for run in runs.values() if results[run] is None)
+    return Arm(
+        name=name,
+        planned=len(runs),
+        done=len(found),
+        failed=failed,
+        val_loss=mean(losses),
+        val_loss_sd=sd(losses),
+        difference=None if is_baseline else mean(differences),
+        pairs=len(differences),
+        steps=found[0]["steps"] if found else None,
+        train_time_s=mean([r["train_time_s"] for r in found]),
+        parameters=sum(found[0]["parameters"].values()) if found else None,
+        is_baseline=is_baseline,
+    )
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean; None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def sd(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample (n - 1); None below two values."""
+    if len(values) < 2:
+        return None
+    centre = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))

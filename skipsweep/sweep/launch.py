@@ -1,0 +1,128 @@
+"""A launch from end to end: expand -> plan -> freeze -> execute -> table. The same command again continues."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from skipsweep import provenance
+from skipsweep.analyze import arms
+from skipsweep.errors import UserError
+from skipsweep.rundir import RunDir
+from skipsweep.sweep import plan as planning
+from skipsweep.sweep import show
+from skipsweep.sweep.expand import expand
+from skipsweep.sweep.local import Pool
+from skipsweep.sweep.plan import Plan, Wanted
+from skipsweep.sweep.request import LaunchRequest, Point
+from skipsweep.sweep.status import observe, result
+
+INTERRUPTED = 130
+
+
+def launch(request: LaunchRequest) -> int:
+    """Do what was asked for; returns the exit status: 0 if every run is done, 1 if one failed, 130 if interrupted.
+
+    Raises UserError before anything is started.
+    """
+    plan = make_plan(request)
+    todo = plan.to_run(request.retry)
+    parallel = request.launcher.get("parallel", 1)
+    show.plan(plan, todo, planning.estimate_seconds(plan, todo, parallel))
+    if request.plan:
+        return 0
+    planning.freeze(plan, request.retry)
+    if _under_torchrun():
+        return _execute_here(plan, todo)
+    interrupted = _execute(plan, todo, parallel)
+    return _conclude(plan, interrupted, request)
+
+
+def make_plan(request: LaunchRequest) -> Plan:
+    """Points -> runs, without starting or freezing anything."""
+    points = expand(request)
+    single = len(points) == 1 and not request.sweep.arms and request.sweep.name is None
+    labels = arm_labels(points)
+    wanted = [Wanted(labels[i], request.composer(p.overrides), p.overrides) for i, p in enumerate(points)]
+    return planning.make(wanted, shlex.join(request.command), single)
+
+
+def arm_labels(points: Sequence[Point]) -> list[str]:
+    """The arm of every point: its block's name, and its place on the axes where the block has several."""
+    places: dict[str | None, set[str]] = {}
+    for point in points:
+        places.setdefault(point.block, set()).add(_place(point))
+    return [_label(point, len(places[point.block]) == 1) for point in points]
+
+
+def _label(point: Point, alone: bool) -> str:
+    place = _place(point)
+    if point.block is None:
+        return place or "run"
+    return point.block if alone else f"{point.block}: {place}"
+
+
+def _place(point: Point) -> str:
+    return " ".join(f"{key.removesuffix('.layers')}={value}" for key, value in point.axes.items() if key != "seed")
+
+
+def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
+    """Run what is to run; returns whether it was interrupted."""
+    if not todo:
+        return False
+    runs = [plan.multirun.run(name) for name in todo]
+    alone = plan.name is None
+    pool = Pool(runs, parallel, None if alone else _frozen_code(plan), show=alone)
+    if alone:
+        pool.execute(lambda: None)
+    else:
+        with show.Watch(runs) as watch:
+            pool.execute(watch.tick)
+    return pool.stopping
+
+
+def _frozen_code(plan: Plan) -> Path:
+    assert plan.name is not None
+    folder = plan.multirun.sweep(plan.name).code
+    folder.mkdir(parents=True, exist_ok=True)
+    return provenance.freeze_code(folder)
+
+
+def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
+    """The table at the end, and the exit status."""
+    plan.observe()
+    runs = [plan.multirun.run(name) for name in plan.configs]
+    if plan.name is None:
+        _show_single(runs[0])
+    else:
+        show.console.print(show.arms(arms.of_sweep(plan.multirun, plan.name)))
+        show.console.print(f"sweep: {plan.multirun.sweep(plan.name).path}")
+    failed = [seen for seen in plan.observations.values() if seen.state == "failed"]
+    if failed and plan.name is not None:
+        show.console.print(show.runs(failed))
+    if interrupted:
+        show.console.print(f"interrupted; to continue: {shlex.join(request.command)}")
+        return INTERRUPTED
+    return 0 if all(seen.state == "done" for seen in plan.observations.values()) else 1
+
+
+def _show_single(run: RunDir) -> None:
+    found, seen = result(run), observe(run)
+    if seen.state == "done" and found:
+        show.result(run, found)
+    else:
+        show.console.print(show.runs([seen]))
+        show.console.print(f"run: {run.path}")
+
+
+def _under_torchrun() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _execute_here(plan: Plan, todo: Sequence[str]) -> int:
+    """Under torchrun the processes are there already: the other ranks wait for the run that rank 0 names."""
+    if len(plan.configs) > 1:
+        raise UserError("torchrun starts the processes of one run; start a sweep without it (compute.processes, compute.gpus)")
+    from skipsweep import job  # imports torch, which plans do without
+
+    return job.lead(plan.multirun.run(todo[0]) if todo else None)

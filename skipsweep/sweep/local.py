@@ -1,0 +1,180 @@
+"""Executing runs on this machine: each in processes of its own, some at a time, none harmed by another's end."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skipsweep import lease, provenance
+from skipsweep.config import world_size
+from skipsweep.rundir import RunDir
+from skipsweep.sweep.status import FINAL, observe
+
+POLL_S = 0.2
+GRACE_S = 60.0
+"""Seconds that a run told to stop has for its checkpoint."""
+PREEMPTED, HELD = 75, 76
+"""Exit codes of a job, see skipsweep/job.py (which imports torch, so it is not asked)."""
+
+
+@dataclass
+class Execution:
+    """The processes of one attempt of one run."""
+
+    run: RunDir
+    attempt: int
+    processes: list[subprocess.Popen[bytes]]
+    log: Path | None
+    rendezvous: tempfile.TemporaryDirectory[str]
+
+    def poll(self) -> int | None:
+        """None while it runs; else 0 or the first exit code that was not."""
+        codes = [process.poll() for process in self.processes]
+        failed = next((code for code in codes if code), None)
+        if failed is not None and None in codes:
+            self.signal(signal.SIGKILL)  # the others wait in a collective for a peer that will not come
+            return None
+        return None if None in codes else failed or 0
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all processes that are still there."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def close(self) -> None:
+        """Remove what the attempt needed beside its folder."""
+        self.rendezvous.cleanup()
+
+
+def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution:
+    """Start the processes of a run. `code`: frozen sources; `show`: its output goes to ours, else to its log."""
+    config = run.read_config()
+    attempt = lease.next_attempt(run)
+    size = world_size(config.compute)
+    rendezvous = tempfile.TemporaryDirectory(prefix="skipsweep-")
+    env = _environment(code, threads) | {"WORLD_SIZE": str(size), "SKIPSWEEP_RENDEZVOUS": f"file://{rendezvous.name}/store"}
+    out, err = run.log(attempt, "out"), run.log(attempt, "err")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "ab") as o, open(err, "ab") as e:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "skipsweep.job", str(run.path)],
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                cwd=run.path,
+                stdin=subprocess.DEVNULL,
+                stdout=None if show and rank == 0 else o,
+                stderr=None if show and rank == 0 else e,
+                start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on once
+            )
+            for rank in range(size)
+        ]
+    return Execution(run, attempt, processes, None if show else err, rendezvous)
+
+
+def _environment(code: Path | None, threads: int) -> dict[str, str]:
+    env = dict(os.environ)
+    env["SKIPSWEEP_PARENT"] = str(os.getpid())
+    env["SKIPSWEEP_THREADS"] = env["OMP_NUM_THREADS"] = str(threads)
+    if code is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), env.get("PYTHONPATH")]))
+    return env
+
+
+def conclude(execution: Execution, exit_code: int) -> None:
+    """Give a run whose processes have ended a status, if it could not do so itself (killed, or died at import)."""
+    run = execution.run
+    execution.close()
+    seen = observe(run)
+    if exit_code in (PREEMPTED, HELD) or seen.state in FINAL or seen.is_live:
+        return
+    if exit_code == 0:
+        cause, message = "exception", "the process ended without a result"
+    elif exit_code < 0:
+        cause, message = "killed", _killed(-exit_code)
+    else:
+        cause, message = "exception", _last_line(execution.log) or f"exit code {exit_code}"
+    log = str(execution.log) if execution.log else None
+    run.write_status("failed", cause=cause, message=message, attempt=execution.attempt, log=log, ended=time.time())
+
+
+def _killed(number: int) -> str:
+    name = signal.Signals(number).name
+    return f"{name} (kill -9, or the system had no memory left)" if number == signal.SIGKILL else name
+
+
+def _last_line(path: Path | None) -> str | None:
+    if path is None or not path.exists():
+        return None
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else None
+
+
+@dataclass
+class Pool:
+    """Executes runs, `parallel` at a time, and waits for those that somebody else executes."""
+
+    runs: Sequence[RunDir]
+    parallel: int
+    code: Path | None
+    show: bool = False
+    stopping: bool = False
+    _waiting: list[RunDir] = field(default_factory=list)
+    _active: list[Execution] = field(default_factory=list)
+    _elsewhere: set[RunDir] = field(default_factory=set)
+
+    def execute(self, tick: Callable[[], None]) -> None:
+        """Return when every run is done, failed or preempted. `tick` is called a few times a second.
+
+        SIGINT and SIGTERM stop the runs at their next step, with a checkpoint; a second one kills them.
+        """
+        self._waiting = list(self.runs)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self._active or (self._waiting and not self.stopping):
+                if not self.stopping:
+                    self._start_next()
+                self._reap()
+                tick()
+                time.sleep(POLL_S)
+        finally:
+            for execution in self._active:
+                execution.signal(signal.SIGKILL)
+                execution.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start_next(self) -> None:
+        for run in list(self._waiting):
+            seen = observe(run)
+            if seen.is_live:
+                self._elsewhere.add(run)  # another launcher is at it: wait, and take over only if it dies
+            elif seen.state == "done" or (run in self._elsewhere and seen.state in FINAL):
+                self._waiting.remove(run)
+            elif len(self._active) < self.parallel:
+                self._waiting.remove(run)
+                self._active.append(start(run, self.code, self._threads(run), self.show))
+
+    def _threads(self, run: RunDir) -> int:
+        beside = min(self.parallel, len(self.runs))
+        return max(1, provenance.cpus() // (beside * run.read_config().compute.processes))
+
+    def _reap(self) -> None:
+        for execution in list(self._active):
+            code = execution.poll()
+            if code is None:
+                continue
+            self._active.remove(execution)
+            conclude(execution, code)
+            if code == HELD:
+                self._waiting.append(execution.run)
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        for execution in self._active:
+            execution.signal(signal.SIGKILL if self.stopping else signal.SIGTERM)
+        self.stopping = True

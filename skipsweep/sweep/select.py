@@ -1,0 +1,131 @@
+"""From what a user asks the head to see (`11`, `[11, 10]`, `top3`, `input`) to a sorted list of sources.
+
+Resolved when planning, once, so that every rank and every restart trains the same model: the published "random" arm was
+eight different models averaged, because each process drew for itself (seed 000).
+"""
+
+import hashlib
+import re
+from typing import Any
+
+from skipsweep.config import (
+    BestToWorst,
+    EarlyToLate,
+    HeadType,
+    Last,
+    LateToEarly,
+    Random,
+    SelectionMethod,
+    WorstToBest,
+)
+from skipsweep.errors import UserError
+
+Source = int | str
+"""A layer (0-based), `input` (the normed token embedding) or `last` (the last layer's output once more)."""
+
+NAMED_SOURCES = ("input", "last")
+"""Sources that are no layer, in canonical order behind the layers."""
+
+_TOP = re.compile(r"top(\d+)")
+
+
+def ordering(method: SelectionMethod, layers: int, seed: int) -> list[int]:
+    """The selection method's order of the layers below the last one of `layers`, first choice first.
+
+    Raises UserError for a missing or impossible ranking.
+    """
+    candidates = range(layers - 1)
+    match method:
+        case EarlyToLate():
+            return list(candidates)
+        case LateToEarly():
+            return list(reversed(candidates))
+        case Random(seed=fixed):
+            return sorted(candidates, key=lambda layer: _draw(seed if fixed is None else fixed, layer))
+        case BestToWorst(ranking=ranking):
+            return _checked(ranking, layers, method.name)
+        case WorstToBest(ranking=ranking):
+            return _checked(ranking, layers, method.name)[::-1]
+    raise TypeError(f"no such selection method: {method}")
+
+
+def _draw(seed: int, layer: int) -> str:
+    """A hash per layer, not a generator's stream: the same order on every version of every library."""
+    return hashlib.sha256(f"skipsweep ordering {seed} {layer}".encode()).hexdigest()
+
+
+def _checked(ranking: list[int], layers: int, method: str) -> list[int]:
+    key = "selection_method.ranking"
+    if not ranking:
+        raise UserError(
+            f"selection_method={method} needs a ranking, best layer first: {key}=[11,10,8] (or use early_to_late, "
+            "late_to_early, random)"
+        )
+    for layer in ranking:
+        if not 0 <= layer < layers - 1:
+            raise UserError(f"{key}: layer {layer} is outside the trunk; valid: 0 to {layers - 2}")
+    if len(set(ranking)) < len(ranking):
+        raise UserError(f"{key}={ranking} names a layer twice")
+    return list(ranking)
+
+
+def sources(value: Any, method: SelectionMethod, layers: int, seed: int) -> list[Source]:
+    """The sources that `skip_layers.layers` asks for, in the order asked for.
+
+    Raises UserError for what is no source, lies outside the trunk, or is named twice.
+    """
+    chosen: list[Source] = []
+    for item in _items(value):
+        top = _TOP.fullmatch(item) if isinstance(item, str) else None
+        chosen += _top(int(top[1]), method, layers, seed) if top else [_source(item, layers)]
+    for source in chosen:
+        if chosen.count(source) > 1:
+            raise UserError(f"skip_layers={_show(value)} names {source} twice")
+    return chosen
+
+
+def _items(value: Any) -> list[Any]:
+    if value is None or value == "none":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _show(value: Any) -> str:
+    return str(value).replace(" ", "").replace("'", "")
+
+
+def _top(n: int, method: SelectionMethod, layers: int, seed: int) -> list[int]:
+    order = ordering(method, layers, seed)
+    if not 1 <= n <= len(order):
+        raise UserError(
+            f"skip_layers=top{n}: the ordering {method.name} has {len(order)} layers ({_show(order)}); "
+            f"valid: top1 to top{len(order)}"
+        )
+    return order[:n]
+
+
+def _source(item: Any, layers: int) -> Source:
+    if item in NAMED_SOURCES:
+        return item
+    if isinstance(item, bool) or not isinstance(item, int):
+        raise UserError(
+            f"skip_layers: {item} is no source; valid: none, a layer (5), a list ([5,2]), topN, {', '.join(NAMED_SOURCES)}"
+        )
+    if item == layers - 1:
+        raise UserError(f"skip_layers: layer {item} is the last one, which the head always sees; valid: 0 to {layers - 2}")
+    if not 0 <= item < layers:
+        raise UserError(f"skip_layers: layer {item} is outside the trunk of {layers} layers; valid: 0 to {layers - 2}")
+    return item
+
+
+def check_head(head: HeadType, chosen: list[Source]) -> None:
+    """Raise UserError for sources that this head cannot take."""
+    if isinstance(head, Last) and chosen:
+        raise UserError(f"head_type=last takes no sources, but skip_layers={_show(chosen)}; use head_type=add or skip_layers=none")
+    if "last" in chosen and head.name != "concat":
+        raise UserError(f"skip_layers: `last` is a source for head_type=concat only, not for {head.name}")
+
+
+def canonical_key(source: Source) -> tuple[int, int]:
+    """Sort key: layers ascending, then the named sources."""
+    return (0, source) if isinstance(source, int) else (1, NAMED_SOURCES.index(source))

@@ -1,0 +1,176 @@
+"""What a person at a terminal sees of plans, sweeps and runs."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from skipsweep.analyze.arms import Arm
+from skipsweep.progress import describe, duration, number
+from skipsweep.rundir import RunDir
+from skipsweep.sweep.plan import Plan
+from skipsweep.sweep.status import Observation, observe
+
+console = Console(highlight=False, soft_wrap=True)
+MAX_ROWS = 20
+"""Rows of a live table; with more runs, only those that are running."""
+OBSERVE_EVERY_S = 1.0
+STYLE = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "preempted": "yellow"}
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table in the one style; columns that begin with `>` are right-aligned."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return made
+
+
+def state(seen: Observation) -> Text:
+    """A state in its colour."""
+    return Text(seen.state, STYLE.get(seen.state, ""))
+
+
+# ----------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan(made: Plan, todo: Sequence[str], seconds: float | None) -> None:
+    """Points, runs, what is finished, what will run and how long that takes."""
+    if made.name is not None:
+        console.print(f"[bold]sweep {made.name}[/]" + (f": {made.sweep.question}" if made.sweep.question else ""))
+    shown = table("arm", "layers", ">seed", "run", "state")
+    for point in made.points[:MAX_ROWS]:
+        seen = made.observations[point.run]
+        layers = ",".join(map(str, point.sources)) or "none"
+        shown.add_row(point.arm, layers, str(point.seed), point.run, state(seen))
+    console.print(shown)
+    if len(made.points) > MAX_ROWS:
+        console.print(f"... and {len(made.points) - MAX_ROWS} more points")
+    console.print(summary(made, todo, seconds))
+
+
+def summary(made: Plan, todo: Sequence[str], seconds: float | None) -> str:
+    """`4 points, 3 runs: 1 finished, 2 to run; about 3:20`."""
+    states = [seen.state for seen in made.observations.values()]
+    failed = sum(s == "failed" for s in states) - sum(made.observations[r].state == "failed" for r in todo)
+    parts = [f"{states.count('done')} finished"]
+    if failed:
+        parts.append(f"{failed} failed (again with retry=failed)")
+    parts.append(f"{len(todo)} to run")
+    if not todo:
+        time_left = ""
+    elif seconds is None:
+        time_left = "; time unknown until measured"
+    else:
+        time_left = f"; about {duration(seconds)}"
+    return f"{len(made.points)} points, {len(made.configs)} runs: {', '.join(parts)}{time_left}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- live
+
+
+class Watch:
+    """Follows runs: a live table on a terminal, else a line whenever a run's state changes."""
+
+    def __init__(self, runs: Sequence[RunDir]):
+        self._runs = runs
+        self._next = 0.0
+        self._seen: dict[str, str] = {}
+        self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> "Watch":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tick(force=True)
+        if self._live:
+            self._live.stop()
+
+    def tick(self, force: bool = False) -> None:
+        """Look again, at most once a second."""
+        if not force and time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + OBSERVE_EVERY_S
+        seen = [observe(run) for run in self._runs]
+        if self._live:
+            self._live.update(Group(runs(_worth_showing(seen)), _counts(seen)), refresh=True)
+        else:
+            self._print_changes(seen)
+
+    def _print_changes(self, seen: Sequence[Observation]) -> None:
+        for one in seen:
+            if self._seen.get(one.run, "planned") != one.state:
+                cause = f": {one.cause}: {one.message}" if one.cause else ""
+                print(f"{one.run}: {one.state}{cause}", flush=True)
+            self._seen[one.run] = one.state
+
+
+def _worth_showing(seen: Sequence[Observation]) -> Sequence[Observation]:
+    return seen if len(seen) <= MAX_ROWS else [one for one in seen if one.state in ("running", "failed")][:MAX_ROWS]
+
+
+def _counts(seen: Sequence[Observation]) -> Text:
+    states = [one.state for one in seen]
+    return Text(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+
+
+def runs(seen: Sequence[Observation]) -> Table:
+    """One row per run: state, step, losses, speed, time left, cause of a failure."""
+    shown = table("run", "state", ">step", "progress")
+    for one in seen:
+        now = one.progress or {}
+        step = f"{now['step']}/{now['steps']}" if "step" in now else ""
+        if one.state == "failed":
+            what = f"{one.cause}: {one.message}"
+        elif one.state == "running" and now:
+            what = describe(now)
+        else:
+            what = one.message or ""
+        shown.add_row(one.run, state(one), step, what)
+    return shown
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def arms(found: Sequence[Arm]) -> Table:
+    """Arms with validation loss and difference to the baseline."""
+    shown = table("arm", ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters")
+    for arm in found:
+        difference = "baseline" if arm.is_baseline else number(arm.difference, 4) if arm.difference is None else f"{arm.difference:+.4f}"
+        count = f"{arm.done}/{arm.planned}" + (f", {arm.failed} failed" if arm.failed else "")
+        shown.add_row(
+            arm.name,
+            count,
+            number(arm.val_loss),
+            number(arm.val_loss_sd),
+            difference,
+            "" if arm.is_baseline else str(arm.pairs),
+            "-" if arm.steps is None else str(arm.steps),
+            duration(arm.train_time_s),
+            "-" if arm.parameters is None else f"{arm.parameters:,}",
+        )
+    return shown
+
+
+def result(run: RunDir, found: dict[str, Any]) -> None:
+    """The end of a single run: losses, cost, learned lambdas, and where all that lies."""
+    shown = table("", ">")
+    shown.add_row("validation loss", f"{found['val_loss']:.4f} nats/token")
+    shown.add_row("unigram entropy", f"{found['unigram_entropy']:.4f} nats/token (what ignoring all context would cost)")
+    shown.add_row("steps", f"{found['steps']:,}")
+    shown.add_row("tokens", f"{found['tokens']:,}")
+    shown.add_row("training time", duration(found["train_time_s"]))
+    shown.add_row("parameters", f"{sum(found['parameters'].values()):,}")
+    for label, value in found["lambdas"].items():
+        shown.add_row(label, f"{value:+.4f}")
+    console.print(shown)
+    console.print(f"run: {run.path}")
+    console.print("look: metrics.jsonl (rows), result.json, log/; `skipsweep compare RUN RUN`, `skipsweep list`")

@@ -1,0 +1,59 @@
+"""Where runs stand, read from their files alone: no scheduler, no torch, no wandb."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from skipsweep import files, lease
+from skipsweep.rundir import RunDir
+
+FINAL = ("done", "failed")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run as its files tell."""
+
+    run: str
+    state: str
+    """A state of status.json; `interrupted` where that says running but nobody is; `new` without a folder."""
+    cause: str | None = None
+    message: str | None = None
+    log: str | None = None
+    holder: str | None = None
+    """Who executes it now."""
+    progress: dict[str, Any] | None = None
+    """step, steps, loss, val_loss, tokens_per_s, left_s of the present or last attempt."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody executes it now."""
+        return self.holder is not None
+
+
+def observe(run: RunDir) -> Observation:
+    """Look at one run."""
+    status = files.read_json(run.status)
+    if status is None:
+        return Observation(run.name, "planned" if run.path.exists() else "new")
+    state = status["state"]
+    common = {key: status.get(key) for key in ("cause", "message", "log")}
+    if state in FINAL:
+        return Observation(run.name, state, **common)
+    holder = lease.newest(run)
+    live = lease.is_live(holder)
+    if live:
+        state = "running"
+    elif state == "running":
+        state = "interrupted"
+    return Observation(
+        run.name,
+        state,
+        **common,
+        holder=lease.describe(holder) if live and holder else None,
+        progress=(holder or {}).get("progress") or None,
+    )
+
+
+def result(run: RunDir) -> dict[str, Any] | None:
+    """result.json of a finished run, else None."""
+    return files.read_json(run.result)

@@ -1,0 +1,113 @@
+"""Impossible values and combinations, refused when planning: one line with key, value and what is valid."""
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from skipsweep.config import MISSING, Config, RunConfig, Trapezoid, world_size
+from skipsweep.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float64")
+ORDERS = ("sequential", "shuffled")
+
+
+def validate(config: Config) -> None:
+    """Raise UserError for the first value that cannot be."""
+    _complete(config)
+    _model(config)
+    _data(config)
+    _schedule(config)
+    _compute(config)
+    _record(config)
+    _one_of("retry", config.retry, ("none", "failed"))
+
+
+def _complete(node: Any, where: str = "") -> None:
+    """Every mandatory value is there, and every number is one."""
+    for f in fields(node):
+        value, key = getattr(node, f.name), where + f.name
+        if is_dataclass(value):
+            _complete(value, f"{key}.")
+        elif isinstance(value, str) and value == MISSING:
+            raise UserError(f"{key} has no value; give one, e.g. {key}=...")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} is not finite")
+
+
+def _model(config: RunConfig) -> None:
+    model = config.model
+    for key in ("layers", "dim", "heads", "mlp_ratio", "rotary_base"):
+        _positive(f"model.{key}", getattr(model, key))
+    if model.layers < 2:
+        raise UserError("model.layers=1: a trunk needs at least 2 layers")
+    if model.dim % model.heads or model.dim // model.heads % 2:
+        raise UserError(f"model.dim={model.dim} must be an even multiple of model.heads={model.heads}")
+    if not (model.mlp_ratio * model.dim).is_integer():
+        raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is no whole number")
+    _not_negative("model.softcap", model.softcap)
+    _one_of("model.dtype", model.dtype, DTYPES)
+    _not_negative("seed", config.seed)
+    _not_negative("replicate", config.replicate)
+
+
+def _data(config: RunConfig) -> None:
+    data = config.data
+    for key in ("seq_len", "batch_tokens", "val_tokens", "epochs"):
+        _positive(f"data.{key}", getattr(data, key))
+    for key in ("batch_tokens", "val_tokens"):
+        if getattr(data, key) % data.seq_len:
+            raise UserError(f"data.{key}={getattr(data, key)} must be a multiple of data.seq_len={data.seq_len}")
+    _one_of("data.order", data.order, ORDERS)
+    _not_negative("data.order_seed", data.order_seed)
+
+
+def _schedule(config: RunConfig) -> None:
+    schedule = config.schedule
+    _positive("schedule.steps", schedule.steps)
+    _not_negative("schedule.warmup_steps", schedule.warmup_steps)
+    if schedule.warmup_steps >= schedule.steps:
+        raise UserError(f"schedule.warmup_steps={schedule.warmup_steps} must be below schedule.steps={schedule.steps}")
+    if isinstance(schedule, Trapezoid) and not 0 < schedule.cooldown <= 1:
+        raise UserError(f"schedule.cooldown={schedule.cooldown} is a part of all steps; valid: above 0, at most 1")
+
+
+def _compute(config: RunConfig) -> None:
+    compute = config.compute
+    _one_of("compute.device", compute.device, ("cpu", "cuda"))
+    for key in ("nodes", "processes"):
+        _positive(f"compute.{key}", getattr(compute, key))
+    for key in ("gpus", "threads", "micro_batch"):
+        _not_negative(f"compute.{key}", getattr(compute, key))
+    if (compute.device == "cuda") != (compute.gpus > 0):
+        raise UserError(f"compute.device={compute.device} with compute.gpus={compute.gpus}; use compute=cpu or compute=gpu")
+    processes = world_size(compute)
+    sequences = config.data.batch_tokens // config.data.seq_len
+    if sequences % processes:
+        raise UserError(
+            f"{processes} processes cannot share a batch of {sequences} sequences "
+            f"(data.batch_tokens={config.data.batch_tokens}, data.seq_len={config.data.seq_len}) evenly"
+        )
+
+
+def _record(config: RunConfig) -> None:
+    record = config.record
+    _positive("record.val_every", record.val_every)
+    for key in ("log_every", "checkpoint_every", "checkpoint_seconds"):
+        _not_negative(f"record.{key}", getattr(record, key))
+    if record.keep < 2:
+        raise UserError(f"record.keep={record.keep}: a torn checkpoint must have a predecessor; valid: 2 or more")
+
+
+def _positive(key: str, value: Any) -> None:
+    if value <= 0:
+        raise UserError(f"{key}={value} must be above 0")
+
+
+def _not_negative(key: str, value: Any) -> None:
+    if value < 0:
+        raise UserError(f"{key}={value} must not be negative")
+
+
+def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise UserError(f"{key}={value} is unknown; valid: {', '.join(valid)}")
