@@ -24,7 +24,9 @@ MANIFEST = "manifest.json"
 PARTS = ("model", "optim", "random")
 
 
-def save(folder: Path, state: Mapping[str, Any], identity: str, attempt: int, keep: int, parts: tuple[str, ...] = PARTS) -> Path:
+def save(
+    folder: Path, state: Mapping[str, Any], identity: str, attempt: int, keep: int, parts: tuple[str, ...] = PARTS
+) -> Path:
     """Write `state` (see Trainer.state) as step-N below `folder`, then delete all but the newest `keep`.
 
     Raises OSError (disk full, unwritable) with the earlier checkpoints intact.

@@ -8,8 +8,8 @@ Two rules make identities work (see `sweep/identity.py`):
 What changes a result stands in `Recipe`; where and how a run is executed and recorded stands in `Setup`. The place in
 the tree decides; there is no list of exclusions to forget an entry in.
 
-A group whose choices have different fields is a tagged union: a base class with a `name`, one subclass per choice. Hydra
-refuses a field of another choice when it composes.
+A group whose choices have different fields is a tagged union: a base class with a `name`, one subclass per choice.
+Hydra refuses a field of another choice when it composes.
 """
 
 from dataclasses import MISSING as NO_DEFAULT
@@ -445,7 +445,7 @@ def world_size(compute: Compute) -> int:
     return compute.nodes * (compute.gpus or compute.processes)
 
 
-# ------------------------------------------------------------------------------------------------ to and from plain data
+# ----------------------------------------------------------------------------------------------- to and from plain data
 
 
 @cache
@@ -465,7 +465,7 @@ def _schema(cls: type) -> tuple[tuple[str, Any, Any], ...]:
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """Build `cls` from plain data (a frozen config.yaml, a composed config). Keys that `values` lacks get their default.
+    """Build `cls` from plain data (a frozen config.yaml, a composed config). Absent keys get their default.
 
     Raises UserError for a key that the schema does not have, or a choice that does not exist.
     """

@@ -4,7 +4,7 @@ Works alike under torchrun, under srun (one task per GPU), and under the local l
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_leader(self) -> bool:
@@ -91,7 +91,9 @@ def _device(compute: Compute) -> torch.device:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if not torch.cuda.is_available() or local >= torch.cuda.device_count():
-        raise UserError(f"compute.device=cuda needs GPU {local}, this machine has {torch.cuda.device_count()}; try compute=cpu")
+        raise UserError(
+            f"compute.device=cuda needs GPU {local}, this machine has {torch.cuda.device_count()}; try compute=cpu"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

@@ -1,6 +1,6 @@
-"""What a process of a run executes: frozen configuration -> train -> record, with resume, signals and causes of failure.
+"""What a process of a run executes: frozen configuration -> train -> record; resume, signals, causes of failure.
 
-    python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WORLD_SIZE from the launcher)
+python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WORLD_SIZE from the launcher)
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from skipsweep import checkpoint, distributed, files, lease, provenance
-from skipsweep import model as models
 from skipsweep.config import RunConfig, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
@@ -28,6 +27,7 @@ from skipsweep.data.corpus import open_corpus, unigram_entropy
 from skipsweep.distributed import World
 from skipsweep.errors import DataError, UserError
 from skipsweep.mirror import Mirror
+from skipsweep.model import count
 from skipsweep.progress import Progress, for_stdout
 from skipsweep.record import Recorder
 from skipsweep.rundir import Multirun, RunDir
@@ -90,7 +90,7 @@ def execute(run: RunDir, progress: Progress | None = None) -> int:
 def _set_threads(config: RunConfig) -> None:
     threads = config.compute.threads or int(os.environ.get("SKIPSWEEP_THREADS", "0"))
     torch.set_num_threads(threads or max(1, provenance.cpus() // config.compute.processes))
-    # Seeds for mechanisms that draw at random in training; the initialisation and the data have generators of their own.
+    # For mechanisms that draw at random in training; initialisation and data have generators of their own.
     torch.manual_seed(config.seed)
     random.seed(config.seed)
 
@@ -171,7 +171,8 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
 
 
 def _should_stop(trainer: Trainer, boundary: Boundary, stop: StopSignal, recorder: Recorder | None) -> bool:
-    """Whether all ranks stop at this boundary, because one of them was told to. Saves first; saves too when it is time."""
+    """Whether all ranks stop at this boundary, because one of them was told to. Saves first; saves too
+    when it is time."""
     world = trainer.world
     if world.device.type == "cuda" and boundary.step % AGREE_EVERY_GPU:
         return False
@@ -228,8 +229,8 @@ def _facts(config: RunConfig, root: Path) -> dict[str, Any]:
     recipe = recipe_of(config)
     return {
         "unigram_entropy": unigram_entropy(open_corpus(config.data, root), config.data.val_tokens),
-        "parameters": models.count.parameters(recipe),
-        "flops_per_token": models.count.flops_per_token(recipe),
+        "parameters": count.parameters(recipe),
+        "flops_per_token": count.flops_per_token(recipe),
     }
 
 
@@ -292,7 +293,7 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-# -------------------------------------------------------------------------------------------------------- under torchrun
+# ------------------------------------------------------------------------------------------------------- under torchrun
 
 
 def lead(run: RunDir | None) -> int:

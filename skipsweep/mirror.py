@@ -62,9 +62,10 @@ def serve(run: RunDir, points: dict[str, Any]) -> None:
 
     `points`: `{"<sweep name>": {"arm": "skip", "tags": ["multi_layer/best_to_worst/N=5"]}}`.
     """
-    noted = files.read_json(run.serves) or {}
-    if {**noted, **points} != noted:
-        files.write_json(run.serves, {**noted, **points})
+    with files.locked(run.path):
+        noted = files.read_json(run.serves) or {}
+        if {**noted, **points} != noted:
+            files.write_json(run.serves, {**noted, **points})
 
 
 # --------------------------------------------------------------------------------------------- the trainer's side
@@ -286,43 +287,47 @@ def _id(run: RunDir) -> tuple[str, int]:
 
 
 def _open(run: RunDir, id: str, logger: config.Wandb) -> Any:
-    """wandb's run. It learns the configuration and the figures, and nothing about machine, user, code or command."""
+    """wandb's run, with what is constant about it."""
     import wandb
 
     group, tags = _labels(run)
-    settings = wandb.Settings(
-        console="off",
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        host="",
-        init_timeout=INIT_TIMEOUT_S,
-        show_info=False,
-        x_disable_machine_info=not logger.system_stats,
-        x_disable_meta=True,
-        x_disable_stats=not logger.system_stats,
-        x_save_requirements=False,
-        x_stats_pid=os.getppid(),
-    )
-    arguments: dict[str, Any] = dict(
+    mode: Any = logger.mode  # wandb itself refuses what is no mode
+    opened = wandb.init(
         config=files.read_yaml(run.config),
         dir=run.path,
         entity=logger.entity,
         group=group,
         id=id,
-        mode=logger.mode,
+        mode=mode,
         name=run.name,
         project=logger.project,
         resume="allow",
-        settings=settings,
+        settings=wandb.Settings(**_settings(logger.system_stats)),
         tags=tags,
     )
-    opened = wandb.init(**arguments)
     opened.define_metric("step")
     opened.define_metric("*", step_metric="step")
     opened.define_metric("val/loss", step_metric="step", summary="min")
     return opened
+
+
+def _settings(system_stats: bool) -> dict[str, Any]:
+    """wandb learns the configuration and the figures, and nothing of machine, user, code or command."""
+    return {
+        "console": "off",
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "host": "",
+        "init_timeout": INIT_TIMEOUT_S,
+        "quiet": True,
+        "x_disable_machine_info": not system_stats,  # wandb collects no statistics either without it
+        "x_disable_meta": True,
+        "x_disable_stats": not system_stats,
+        "x_save_requirements": False,
+        "x_stats_pid": os.getppid(),  # the process that trains
+    }
 
 
 def _log(opened: Any, row: dict[str, Any]) -> None:

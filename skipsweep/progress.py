@@ -1,7 +1,9 @@
 """A run's progress: a bar for who watches a terminal, a line now and then for who reads a log."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 LINE_EVERY_S = 10.0
@@ -83,3 +85,14 @@ class Bar:
 def for_stdout() -> Progress:
     """What suits where standard output goes."""
     return Bar() if sys.stdout.isatty() else Lines()
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows the progress of something countable on standard error: the body calls what it gets with (done, of)."""
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+    with RichProgress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -74,7 +74,7 @@ class Recorder:
         if step in (self._saved_step, self.config.schedule.steps):
             return False
         by_step = bool(every) and step % every == 0
-        return by_step or bool(seconds) and time.monotonic() - self._saved_at >= seconds
+        return by_step or (bool(seconds) and time.monotonic() - self._saved_at >= seconds)
 
     def resumed(self, step: int) -> None:
         """Tell that the run goes on from the checkpoint of `step`."""
@@ -87,7 +87,7 @@ class Recorder:
         checkpoint.save(self.run.checkpoints, state, self.run.id, self.lease.attempt, keep)
         self._saved_step, self._saved_at = state["step"], time.monotonic()
 
-    # ----------------------------------------------------------------------------------------------------------- the end
+    # ---------------------------------------------------------------------------------------------------------- the end
 
     def finish(self, trainer: Trainer, state: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         """Write the final weights and result.json; returns the result."""

@@ -104,6 +104,16 @@ class RunDir:
         """status.json, or `{"state": "planned"}` where it is missing."""
         return files.read_json(self.status) or {"state": "planned"}
 
+    def note_serves(self, points: dict[str, Any]) -> None:
+        """Note which points of which sweeps this run serves, beside what other sweeps noted: serves.json.
+
+        `points`: `{"<sweep name>": {"arm": "skip", "tags": ["multi_layer/best_to_worst/N=5"]}}`.
+        """
+        with files.locked(self.path):
+            noted = files.read_json(self.serves) or {}
+            if {**noted, **points} != noted:
+                files.write_json(self.serves, {**noted, **points})
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """One row per step and kind, in order of steps: of rows that a later attempt wrote again, the last counts."""
         latest: dict[int, dict[str, Any]] = {}

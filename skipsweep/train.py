@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipsweep import model as models
 from skipsweep.config import RunConfig
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
+from skipsweep.model.gpt import build
+from skipsweep.model.init import parameter_roles
 from skipsweep.optim.groups import Optimiser
 from skipsweep.optim.schedule import lr_factor
 
@@ -78,10 +79,13 @@ class Clock:
         self._total, self._since = value, None
 
     def start(self) -> None:
-        self._synchronise()
-        self._since = time.perf_counter()
+        """Run, or go on running."""
+        if self._since is None:
+            self._synchronise()
+            self._since = time.perf_counter()
 
     def pause(self) -> None:
+        """Stand still, if not already."""
         self._synchronise()
         self._total, self._since = self.seconds, None
 
@@ -95,11 +99,12 @@ class Trainer:
 
     def __init__(self, config: RunConfig, batches: Batches, world: World):
         self.config, self.batches, self.world = config, batches, world
-        self.model = models.build(config, world.device)
+        self.model = build(config, world.device)
         self._parameters = dict(self.model.named_parameters())
-        self.optimiser = Optimiser(config.optim, self._parameters, models.parameter_roles(self.model))
+        self.optimiser = Optimiser(config.optim, self._parameters, parameter_roles(self.model))
         if config.compute.compile:
-            self.model.compile_blocks()
+            for block in self.model.blocks:
+                block.compile()
         self.step = 0
         self.clock = Clock(world.device)
         # 1 from the first non-finite loss or gradient on, and never reset: later updates are masked as well, so that

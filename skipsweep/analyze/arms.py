@@ -42,7 +42,9 @@ def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
         grouped.setdefault(arm, {})[seed, replicate] = point["run"]
     results = {run: files.read_json(multirun.run(run).result) for runs in grouped.values() for run in runs.values()}
     baseline = plan["baseline"]
-    arms = [_arm(multirun, arm, runs, grouped.get(baseline, {}), results, arm == baseline) for arm, runs in grouped.items()]
+    arms = [
+        _arm(multirun, arm, runs, grouped.get(baseline, {}), results, arm == baseline) for arm, runs in grouped.items()
+    ]
     return sorted(arms, key=lambda arm: not arm.is_baseline)
 
 

@@ -67,7 +67,9 @@ def _lambda_init(init: LambdaInit, asked: Sequence[select.Source], ordered: Sequ
     value = init.skip_lambda
     values = list(value) if isinstance(value, list | tuple) else [value] * len(asked)
     if len(values) != len(asked):
-        raise UserError(f"{key} has {len(values)} values for {len(asked)} sources; valid: one number, or one per source")
+        raise UserError(
+            f"{key} has {len(values)} values for {len(asked)} sources; valid: one number, or one per source"
+        )
     for v in values:
         if isinstance(v, bool) or not isinstance(v, int | float):
             raise UserError(f"{key}: {v} is no number")

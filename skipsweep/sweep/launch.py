@@ -3,19 +3,21 @@
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from skipsweep import provenance
 from skipsweep.analyze import arms
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
+from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep import show
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.local import Pool
 from skipsweep.sweep.plan import Plan, Wanted
-from skipsweep.sweep.request import LaunchRequest, Point
-from skipsweep.sweep.status import observe, result
+from skipsweep.sweep.request import LaunchRequest
 
 INTERRUPTED = 130
 
@@ -26,44 +28,46 @@ def launch(request: LaunchRequest) -> int:
     Raises UserError before anything is started.
     """
     plan = make_plan(request)
-    todo = plan.to_run(request.retry)
-    parallel = request.launcher.get("parallel", 1)
-    show.plan(plan, todo, planning.estimate_seconds(plan, todo, parallel))
+    show_plan(plan, request)
     if request.plan:
         return 0
     planning.freeze(plan, request.retry)
+    todo = plan.to_run(request.retry)
     if _under_torchrun():
         return _execute_here(plan, todo)
-    interrupted = _execute(plan, todo, parallel)
+    interrupted = _execute(plan, todo, _parallel(request))
     return _conclude(plan, interrupted, request)
 
 
 def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
-    points = expand(request)
-    single = len(points) == 1 and not request.sweep.arms and request.sweep.name is None
-    labels = arm_labels(points)
-    wanted = [Wanted(labels[i], request.composer(p.overrides), p.overrides) for i, p in enumerate(points)]
+    points = expand(request.overrides, request.sweep, request.composer.options)
+    single = len(points) == 1 and not request.multirun and not request.sweep.arms
+    wanted = [Wanted(point.arm, request.composer(point.overrides), point.overrides) for point in points]
     return planning.make(wanted, shlex.join(request.command), single)
 
 
-def arm_labels(points: Sequence[Point]) -> list[str]:
-    """The arm of every point: its block's name, and its place on the axes where the block has several."""
-    places: dict[str | None, set[str]] = {}
-    for point in points:
-        places.setdefault(point.block, set()).add(_place(point))
-    return [_label(point, len(places[point.block]) == 1) for point in points]
+def show_plan(plan: Plan, request: LaunchRequest) -> None:
+    """Print points, runs and what is to run."""
+    todo = plan.to_run(request.retry)
+    show.plan(plan, todo, planning.estimate_seconds(plan, todo, _parallel(request)))
 
 
-def _label(point: Point, alone: bool) -> str:
-    place = _place(point)
-    if point.block is None:
-        return place or "run"
-    return point.block if alone else f"{point.block}: {place}"
+def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
+    """The plan as plain data."""
+    todo = plan.to_run(request.retry)
+    return {
+        "sweep": plan.name,
+        "baseline": plan.baseline,
+        "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
+        "runs": len(plan.configs),
+        "to_run": todo,
+        "seconds": planning.estimate_seconds(plan, todo, _parallel(request)),
+    }
 
 
-def _place(point: Point) -> str:
-    return " ".join(f"{key.removesuffix('.layers')}={value}" for key, value in point.axes.items() if key != "seed")
+def _parallel(request: LaunchRequest) -> int:
+    return int(request.launcher.get("parallel", 1))
 
 
 def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
@@ -122,7 +126,9 @@ def _under_torchrun() -> bool:
 def _execute_here(plan: Plan, todo: Sequence[str]) -> int:
     """Under torchrun the processes are there already: the other ranks wait for the run that rank 0 names."""
     if len(plan.configs) > 1:
-        raise UserError("torchrun starts the processes of one run; start a sweep without it (compute.processes, compute.gpus)")
+        raise UserError(
+            "torchrun starts the processes of one run; start a sweep without it (compute.processes, compute.gpus)"
+        )
     from skipsweep import job  # imports torch, which plans do without
 
     return job.lead(plan.multirun.run(todo[0]) if todo else None)

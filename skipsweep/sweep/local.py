@@ -13,7 +13,7 @@ from pathlib import Path
 from skipsweep import lease, provenance
 from skipsweep.config import world_size
 from skipsweep.rundir import RunDir
-from skipsweep.sweep.status import FINAL, observe
+from skipsweep.status import FINAL, observe
 
 POLL_S = 0.2
 GRACE_S = 60.0
@@ -58,7 +58,10 @@ def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution
     attempt = lease.next_attempt(run)
     size = world_size(config.compute)
     rendezvous = tempfile.TemporaryDirectory(prefix="skipsweep-")
-    env = _environment(code, threads) | {"WORLD_SIZE": str(size), "SKIPSWEEP_RENDEZVOUS": f"file://{rendezvous.name}/store"}
+    env = _environment(code, threads) | {
+        "WORLD_SIZE": str(size),
+        "SKIPSWEEP_RENDEZVOUS": f"file://{rendezvous.name}/store",
+    }
     out, err = run.log(attempt, "out"), run.log(attempt, "err")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "ab") as o, open(err, "ab") as e:

@@ -18,8 +18,8 @@ from skipsweep.data import prepare
 from skipsweep.errors import UserError
 from skipsweep.model import count
 from skipsweep.rundir import Multirun, RunDir, SweepDir
+from skipsweep.status import Observation, observe
 from skipsweep.sweep import identity, select
-from skipsweep.sweep.status import Observation, observe
 from skipsweep.sweep.validate import validate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
@@ -214,7 +214,7 @@ def _known_points(document: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str
 
 
 def _check_may_differ(plan: Plan) -> None:
-    """Raise UserError where an arm differs from the baseline in more than the sweep declares: one question, one change."""
+    """Raise UserError where an arm differs from the baseline in more than the sweep declares."""
     allowed = plan.sweep.may_differ
     if allowed is None or plan.baseline is None:
         return
@@ -226,8 +226,8 @@ def _check_may_differ(plan: Plan) -> None:
         for key in own.keys() | base.keys():
             if own.get(key) != base.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed):
                 raise UserError(
-                    f"arm {arm} differs from the baseline {plan.baseline} in {key} ({base.get(key)} -> {own.get(key)}), "
-                    f"which sweep.may_differ={plan.sweep.may_differ} does not allow"
+                    f"arm {arm} differs from the baseline {plan.baseline} in {key} "
+                    f"({base.get(key)} -> {own.get(key)}), which sweep.may_differ={plan.sweep.may_differ} does not allow"
                 )
 
 
@@ -345,8 +345,4 @@ def _note_serves(plan: Plan) -> None:
         entry = by_run.setdefault(point.run, {"arm": point.arm, "tags": []})
         entry["tags"] = sorted({*entry["tags"], *point.tags})
     for name, entry in by_run.items():
-        run = plan.multirun.run(name)
-        before = files.read_json(run.serves) or {}
-        after = before | {plan.name or "single": entry}
-        if after != before:
-            files.write_json(run.serves, after)
+        plan.multirun.run(name).note_serves({plan.name or "single": entry})

@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from skipsweep.analyze.arms import Arm
+from skipsweep.analyze.compare import Comparison
+from skipsweep.analyze.listing import Row, Status
 from skipsweep.progress import describe, duration, number
 from skipsweep.rundir import RunDir
+from skipsweep.status import Observation, observe
 from skipsweep.sweep.plan import Plan
-from skipsweep.sweep.status import Observation, observe
 
 console = Console(highlight=False, soft_wrap=True)
 MAX_ROWS = 20
@@ -144,14 +146,14 @@ def arms(found: Sequence[Arm]) -> Table:
     """Arms with validation loss and difference to the baseline."""
     shown = table("arm", ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters")
     for arm in found:
-        difference = "baseline" if arm.is_baseline else number(arm.difference, 4) if arm.difference is None else f"{arm.difference:+.4f}"
+        difference = "-" if arm.difference is None else f"{arm.difference:+.4f}"
         count = f"{arm.done}/{arm.planned}" + (f", {arm.failed} failed" if arm.failed else "")
         shown.add_row(
             arm.name,
             count,
             number(arm.val_loss),
             number(arm.val_loss_sd),
-            difference,
+            "baseline" if arm.is_baseline else difference,
             "" if arm.is_baseline else str(arm.pairs),
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
@@ -164,7 +166,9 @@ def result(run: RunDir, found: dict[str, Any]) -> None:
     """The end of a single run: losses, cost, learned lambdas, and where all that lies."""
     shown = table("", ">")
     shown.add_row("validation loss", f"{found['val_loss']:.4f} nats/token")
-    shown.add_row("unigram entropy", f"{found['unigram_entropy']:.4f} nats/token (what ignoring all context would cost)")
+    shown.add_row(
+        "unigram entropy", f"{found['unigram_entropy']:.4f} nats/token (ignoring all context)"
+    )
     shown.add_row("steps", f"{found['steps']:,}")
     shown.add_row("tokens", f"{found['tokens']:,}")
     shown.add_row("training time", duration(found["train_time_s"]))
@@ -174,3 +178,67 @@ def result(run: RunDir, found: dict[str, Any]) -> None:
     console.print(shown)
     console.print(f"run: {run.path}")
     console.print("look: metrics.jsonl (rows), result.json, log/; `skipsweep compare RUN RUN`, `skipsweep list`")
+
+
+# ------------------------------------------------------------------------------------------------ the skipsweep command
+
+
+def listing(rows: Sequence[Row]) -> Table:
+    """All runs."""
+    shown = table("run", "state", ">val loss", ">steps", ">time", "sweeps")
+    for row in rows:
+        what = Text(row.state + (f" ({row.cause})" if row.cause else ""), STYLE.get(row.state, ""))
+        steps = "-" if row.steps is None else str(row.steps)
+        time_ = "-" if row.train_time_s is None else duration(row.train_time_s)
+        shown.add_row(row.run, what, number(row.val_loss), steps, time_, " ".join(row.sweeps))
+    return shown
+
+
+def status(found: Status) -> None:
+    """Counts, what is not finished, and a sweep's arms."""
+    if found.sweep:
+        console.print(f"[bold]sweep {found.sweep}[/]" + (f": {found.question}" if found.question else ""))
+    console.print(", ".join(f"{n} {s}" for s, n in found.counts.items()) or "no runs yet")
+    open_ = [one for one in found.runs if one.state != "done"]
+    if open_:
+        console.print(runs(open_))
+    if found.arms:
+        console.print(arms(found.arms))
+    if found.sweeps:
+        console.print("sweeps: " + ", ".join(found.sweeps))
+
+
+def comparison(found: Comparison) -> None:
+    """Settings, losses and lambdas of two runs."""
+    a, b = found.runs
+    console.print(f"a: {a}\nb: {b}")
+    for title, pairs in (
+        ("settings that differ", found.settings),
+        ("result", found.result),
+        ("lambdas", found.lambdas),
+    ):
+        shown = table("", ">a", ">b", title=f"\n{title}")
+        for key, values in pairs.items():
+            shown.add_row(key, *(_cell(value) for value in values))
+        console.print(shown if pairs else f"\n{title}: none")
+    shown = table(">step", ">a", ">b", ">b - a", title="\nvalidation loss at equal steps")
+    for row in found.losses:
+        shown.add_row(str(row["step"]), number(row["a"]), number(row["b"]), f"{row['difference']:+.4f}")
+    console.print(shown if found.losses else "\nno validation at equal steps")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def records(found: Sequence[dict[str, Any]]) -> None:
+    """Plain records, one row each."""
+    if not found:
+        console.print("nothing yet")
+        return
+    shown = table(*found[0])
+    for record in found:
+        shown.add_row(*(_cell(record.get(key)) for key in found[0]))
+    console.print(shown)

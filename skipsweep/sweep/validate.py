@@ -79,7 +79,9 @@ def _compute(config: RunConfig) -> None:
     for key in ("gpus", "threads", "micro_batch"):
         _not_negative(f"compute.{key}", getattr(compute, key))
     if (compute.device == "cuda") != (compute.gpus > 0):
-        raise UserError(f"compute.device={compute.device} with compute.gpus={compute.gpus}; use compute=cpu or compute=gpu")
+        raise UserError(
+            f"compute.device={compute.device} with compute.gpus={compute.gpus}; use compute=cpu or compute=gpu"
+        )
     processes = world_size(compute)
     sequences = config.data.batch_tokens // config.data.seq_len
     if sequences % processes:

@@ -1,0 +1,82 @@
+"""Two runs side by side: what differs in their settings, their losses at equal steps, their learned scalars."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from skipsweep import files
+from skipsweep.config import leaves
+from skipsweep.errors import UserError
+from skipsweep.rundir import Multirun, RunDir
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything two runs can be compared in. `a` and `b` stand in the order asked for."""
+
+    runs: tuple[str, str]
+    settings: dict[str, tuple[Any, Any]]
+    """Key -> both values, where they differ; None where a run has no such key."""
+    losses: list[dict[str, Any]]
+    """step, a, b, difference (b - a): validation losses at the steps that both have."""
+    lambdas: dict[str, tuple[float | None, float | None]]
+    """Label -> last known value in both."""
+    result: dict[str, tuple[Any, Any]]
+    """Final figures: val_loss, steps, tokens, train_time_s."""
+
+
+def find(multirun: Multirun, text: str) -> RunDir:
+    """The run that `text` names: its folder's name, its id, or the unambiguous beginning of either.
+
+    Raises UserError.
+    """
+    runs = list(multirun.all_runs())
+    hits = [run for run in runs if run.name == text or run.id == text]
+    hits = hits or [run for run in runs if run.name.startswith(text) or run.id.startswith(text)]
+    if len(hits) == 1:
+        return hits[0]
+    if hits:
+        raise UserError(
+            f"{text} is the beginning of {len(hits)} runs, e.g. {hits[0].name} and {hits[1].name}; say more"
+        )
+    raise UserError(f"no run {text} below {multirun.runs}; `skipsweep list` shows them")
+
+
+def compare(a: RunDir, b: RunDir) -> Comparison:
+    """Compare two runs, finished or not."""
+    metrics = a.read_metrics(), b.read_metrics()
+    return Comparison(
+        runs=(a.name, b.name),
+        settings=_differences(leaves(a.read_config()), leaves(b.read_config())),
+        losses=_losses(*metrics),
+        lambdas=_pairs(_last_lambdas(metrics[0]), _last_lambdas(metrics[1])),
+        result=_pairs(_final(a), _final(b)),
+    )
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: pair for key, pair in _pairs(a, b).items() if pair[0] != pair[1]}
+
+
+def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b])}
+
+
+def _losses(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    curves = [{row["step"]: row["val/loss"] for row in rows if "val/loss" in row} for rows in (a, b)]
+    common = sorted(curves[0].keys() & curves[1].keys())
+    return [
+        {"step": step, "a": curves[0][step], "b": curves[1][step], "difference": curves[1][step] - curves[0][step]}
+        for step in common
+    ]
+
+
+def _last_lambdas(rows: list[dict[str, Any]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in rows:
+        found.update({key: value for key, value in row.items() if key.startswith(("lambda/", "gate/"))})
+    return found
+
+
+def _final(run: RunDir) -> dict[str, Any]:
+    result = files.read_json(run.result) or {}
+    return {key: result.get(key) for key in ("val_loss", "steps", "tokens", "train_time_s")}

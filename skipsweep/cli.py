@@ -1,0 +1,158 @@
+"""The `skipsweep` command: everything around the runs. `python launch.py` starts them."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from skipsweep import progress, provenance
+from skipsweep.config import Paths
+from skipsweep.errors import UserError
+from skipsweep.rundir import Multirun
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+data_app = typer.Typer(help="Corpora: tokenise, list, check.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Folder = Annotated[str, typer.Option("--multirun", help="Folder of runs and sweeps; relative to the checkout.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="As for launch.py: experiment=demo, skip_layers=none,2 ...")
+]
+
+
+def _multirun(folder: str) -> Multirun:
+    return Multirun((provenance.CHECKOUT / Path(folder).expanduser()).resolve())
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+@app.command("list")
+def list_runs(as_json: Json = False, multirun: Folder = "multirun") -> None:
+    """All runs: state, final losses, cost."""
+    from skipsweep.analyze import listing
+
+    rows = listing.runs(_multirun(multirun))
+    if as_json:
+        return _print_json([asdict(row) for row in rows])
+    from skipsweep.sweep import show
+
+    show.console.print(show.listing(rows))
+
+
+@app.command()
+def status(
+    sweep: Annotated[str | None, typer.Argument(help="Name of a sweep; without one: all runs, and the sweeps.")] = None,
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """Where runs stand: running, done, failed with cause; a sweep's arms."""
+    from skipsweep.analyze import listing
+
+    found = listing.status(_multirun(multirun), sweep)
+    if as_json:
+        return _print_json(asdict(found))
+    from skipsweep.sweep import show
+
+    show.status(found)
+
+
+@app.command()
+def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
+    """Two runs: differing settings, losses at equal steps, learned lambdas. Names, ids or beginnings of them."""
+    from skipsweep.analyze import compare as comparing
+
+    folder = _multirun(multirun)
+    found = comparing.compare(comparing.find(folder, a), comparing.find(folder, b))
+    if as_json:
+        return _print_json(asdict(found))
+    from skipsweep.sweep import show
+
+    show.comparison(found)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def plan(overrides: Overrides = None, as_json: Json = False) -> None:
+    """What `python launch.py -m ...` would do, without doing it."""
+    from skipsweep.sweep import launch
+    from skipsweep.sweep.entry import from_command_line
+
+    request = from_command_line(overrides or [])
+    made = launch.make_plan(request)
+    if as_json:
+        return _print_json(launch.document(made, request))
+    launch.show_plan(made, request)
+
+
+@app.command()
+def sync(
+    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")], multirun: Folder = "multirun"
+) -> None:
+    """Replay a run's metrics into a fresh wandb folder, e.g. after wandb had failed."""
+    from skipsweep import mirror
+    from skipsweep.analyze.compare import find
+
+    typer.echo(mirror.sync(find(_multirun(multirun), run)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+@data_app.command("prepare")
+def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Tokenise the corpus of a configuration (data=text data.path=...), unless it is there already."""
+    from skipsweep.data import corpus, prepare
+    from skipsweep.sweep.entry import from_command_line
+
+    request = from_command_line(overrides or [])
+    config = request.composer(request.overrides)
+    with progress.counting("tokenising") as count:
+        found = corpus.summary(prepare.prepare(config.data, prepare.data_root(config.paths), count))
+    if as_json:
+        return _print_json(found)
+    from skipsweep.sweep import show
+
+    show.records([found])
+
+
+@data_app.command("info")
+def data_info(as_json: Json = False, root: Annotated[str | None, typer.Option(help="Data root.")] = None) -> None:
+    """The corpora that are tokenised."""
+    from skipsweep.data import prepare
+
+    found = prepare.info(prepare.data_root(Paths(data=root)))
+    if as_json:
+        return _print_json(found)
+    from skipsweep.sweep import show
+
+    show.records(found)
+
+
+@data_app.command("verify")
+def data_verify(as_json: Json = False, root: Annotated[str | None, typer.Option(help="Data root.")] = None) -> None:
+    """Read every shard: header, size, token ids. Exit status 1 if one is broken."""
+    from skipsweep.data import prepare
+
+    found = prepare.verify_all(prepare.data_root(Paths(data=root)))
+    if as_json:
+        _print_json(found)
+    else:
+        from skipsweep.sweep import show
+
+        show.records(found)
+    if any(not one["ok"] for one in found):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 2."""
+    try:
+        app()
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(UserError.EXIT_CODE)

@@ -1,0 +1,107 @@
+"""The trunk: a decoder-only transformer whose mechanisms all sit behind seams.
+
+Legend: B batch, T time, D dim, V vocabulary.
+"""
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from skipsweep.config import Recipe
+from skipsweep.model import lambdas
+from skipsweep.model.blocks import Block
+from skipsweep.model.context import TokenContext
+from skipsweep.model.gate import GATES
+from skipsweep.model.head import Head
+from skipsweep.model.init import initialise
+from skipsweep.model.inject import Plain
+from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.readout import build_readout
+from skipsweep.model.seams import Context, Gate, Inject, Outputs, Readout
+from skipsweep.model.shape import mlp_hidden
+
+
+class GPT(nn.Module):
+    """Embedding, blocks, readout and head. It knows no mechanism: each is a module behind a seam (`seams.py`)."""
+
+    def __init__(
+        self, context: nn.Module, inject: Inject, gate: Gate, blocks: list[Block], readout: Readout, head: Head
+    ) -> None:
+        super().__init__()
+        self.context = context
+        self.inject = inject
+        self.gate = gate
+        self.blocks = nn.ModuleList(blocks)
+        self.readout = readout
+        self.head = head
+        self.kept = inject.needs | readout.needs
+        _check_labels(self)
+
+    def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy in nats of `targets` (B, T) after `ids` (B, T), in float32 (float64 for a float64 model).
+
+        `reduction`: `mean` or `sum` over all tokens, or `none` for one loss per token (B, T).
+        """
+        return self.head.loss(self.features(ids), targets, reduction)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T), whole: for inspection and small vocabularies."""
+        return self.head(self.features(ids))
+
+    def features(self, ids: Tensor) -> Tensor:
+        """What the head sees (B, T, readout.width)."""
+        ctx: Context = self.context(ids)
+        x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
+        for i, block in enumerate(self.blocks):
+            x = self.inject(i, x, ctx, outputs)
+            g = self.gate(i, x, gate_state)
+            x = block(x, g, ctx)
+            if i in self.kept:
+                outputs[i] = x
+        return self.readout(x, outputs, ctx)
+
+    def lambdas(self) -> dict[str, float]:
+        """Label -> value of every learned scalar of every seam; one transfer to the host."""
+        return lambdas.read(_lambdas_of(self))
+
+
+def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:
+    """The model of a canonical recipe (or of a run's configuration), initialised from `cfg.seed`.
+
+    On the meta device it has shapes only: `to_empty`, then `init.initialise`. Raises ValueError where planning has not
+    made the recipe canonical or not filled in the vocabulary.
+    """
+    if cfg.data.vocab_size < 1:
+        raise ValueError("data.vocab_size is 0: it is filled in when planning")
+    with torch.device(device):
+        model = _assemble(cfg)
+    if torch.device(device).type != "meta":
+        initialise(model, cfg.seed)
+    return model
+
+
+def _assemble(cfg: Recipe) -> GPT:
+    """The modules, with uninitialised parameters on the current default device."""
+    shape, vocab, dtype = cfg.model, cfg.data.vocab_size, getattr(torch, cfg.model.dtype)
+    readout = build_readout(cfg, dtype)
+    return GPT(
+        context=TokenContext(vocab, shape.dim, shape.dim // shape.heads, shape.rotary_base, dtype),
+        inject=Plain(),
+        gate=GATES[cfg.gate_targets.name](),
+        blocks=[Block(shape.dim, shape.heads, mlp_hidden(shape), dtype) for _ in range(shape.layers)],
+        readout=readout,
+        head=Head(readout.width, vocab, shape.softcap, dtype),
+    )
+
+
+def _lambdas_of(model: nn.Module) -> list[Lambdas]:
+    return [module for module in model.modules() if isinstance(module, Lambdas)]
+
+
+def _check_labels(model: nn.Module) -> None:
+    """Raise ValueError where two mechanisms would be logged under one label."""
+    counts = Counter(label for vector in _lambdas_of(model) for label in vector.start)
+    twice = [label for label, n in counts.items() if n > 1]
+    if twice:
+        raise ValueError(f"labels of learned scalars used twice: {', '.join(twice)}")

@@ -1,0 +1,102 @@
+"""Roles and initial values of parameters, by name.
+
+Every draw depends on the seed and the parameter's own name alone: not on the device, the number of processes, the order
+of construction, or which other parameters exist. Two arms of one seed share every shared parameter bit for bit.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from skipsweep.model.lambdas import Lambdas
+
+Draw = Callable[[nn.Module, torch.Size, torch.Generator], Tensor]
+"""(module that owns the parameter, shape, generator) -> initial values in float32, on the CPU."""
+
+ROLES = ("embed", "matrix", "head", "scalar")
+"""Groups of parameters that an optimiser may treat differently."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Role and initial values of the parameters whose name matches `pattern` (`*` spans anything)."""
+
+    pattern: str
+    role: str
+    draw: Draw
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Set every parameter of `model`, wherever it lies, as after `to_empty`.
+
+    | parameter                | values                                                         |
+    |--------------------------|----------------------------------------------------------------|
+    | context.embed            | normal, mean 0, standard deviation 1                           |
+    | blocks.*.attention.qkv   | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
+    | blocks.*.attention.out   | 0                                                              |
+    | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
+    | blocks.*.mlp.proj        | 0                                                              |
+    | head.weight              | 0: the first loss is ln(vocabulary)                            |
+    | *.lambdas.weight         | `lambda_init`                                                  |
+
+    (The medium track's values, reference record 15.) Drawn in float32, then cast: models of all precisions start from
+    the same numbers. Raises LookupError for a parameter that the table does not cover.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            parameter.copy_(rule_of(name).draw(owner, parameter.shape, generator(seed, name)))
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> role, one of ROLES. Raises LookupError for a parameter that no rule or several rules cover."""
+    return {name: rule_of(name).role for name, _ in model.named_parameters()}
+
+
+def rule_of(name: str) -> Rule:
+    """The one rule that covers a parameter; LookupError unless there is exactly one."""
+    found = [rule for rule in RULES if fnmatchcase(name, rule.pattern)]
+    if len(found) != 1:
+        raise LookupError(f"parameter {name} is covered by {len(found)} rules of initialisation, not by one")
+    return found[0]
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """The source of a parameter's draw: a CPU generator seeded by sha256 of seed and name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _normal(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
+
+
+def _uniform(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    bound = math.sqrt(3) * 0.5 / math.sqrt(shape[-1])
+    return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=source)
+
+
+def _zeros(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def _start(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    assert isinstance(owner, Lambdas)
+    # float64, so that a float64 model starts at 0.1 and not at the nearest float32
+    return torch.tensor(list(owner.start.values()), dtype=torch.float64, device="cpu")
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("context.embed", "embed", _normal),
+    Rule("blocks.*.attention.qkv", "matrix", _uniform),
+    Rule("blocks.*.attention.out", "matrix", _zeros),
+    Rule("blocks.*.mlp.fc", "matrix", _uniform),
+    Rule("blocks.*.mlp.proj", "matrix", _zeros),
+    Rule("head.weight", "head", _zeros),
+    Rule("*.lambdas.weight", "scalar", _start),
+)

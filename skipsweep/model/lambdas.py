@@ -1,0 +1,32 @@
+"""Learned scalars: one vector per mechanism, every entry with the label it is logged under."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class Lambdas(nn.Module):
+    """Label -> learned scalar. Kept in float32 at least, whatever the precision of the arithmetic around it."""
+
+    def __init__(self, start: dict[str, float], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.empty(len(start), dtype=torch.promote_types(dtype, torch.float32)))
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """The scalars as 0-dimensional tensors, in the order of their labels."""
+        return self.weight.unbind()
+
+    def lambdas(self) -> dict[str, Tensor]:
+        """Label -> scalar, still on its device."""
+        return dict(zip(self.start, self(), strict=True))
+
+
+def read(vectors: Iterable[Lambdas]) -> dict[str, float]:
+    """Label -> value over several vectors, in one transfer to the host."""
+    found = list(vectors)
+    if not found:
+        return {}
+    values = torch.cat([v.weight.detach() for v in found]).tolist()
+    return dict(zip((label for v in found for label in v.start), values, strict=True))

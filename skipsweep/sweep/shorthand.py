@@ -1,0 +1,63 @@
+"""`skip_layers=5`, `=[5,2]`, `=top3`, ... written as the leaf that Hydra can compose: `skip_layers.layers=5`.
+
+Hydra takes nothing but names for a group, and fails on numbers and lists. So such overrides are rewritten before it
+sees them. Names (`skip_layers=record`) stay choices of the group; everything else is passed on byte for byte.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from skipsweep.errors import UserError
+from skipsweep.sweep import grammar
+
+GROUP = "skip_layers"
+LEAF = "skip_layers.layers"
+_PREFIX = f"{GROUP}="
+_WORD = re.compile(r"none|input|extra|last|top\d+|[+-]?\d+")
+FORMS = "none, a layer (11), a list ([11,10]), topN, input"
+"""What skip_layers takes besides the group's choices."""
+
+
+def rewrite(override: str) -> str:
+    """One override with its shorthand written out; sweeps are left for `expand`."""
+    if not override.startswith(_PREFIX):
+        return override
+    try:
+        parsed = grammar.parse(override)
+    except UserError:
+        return override  # Hydra, or `expand`, says what is wrong with it
+    if grammar.is_sweep(parsed):
+        return override
+    text = _leaf_text(parsed.value(), override.removeprefix(_PREFIX))
+    return override if text is None else f"{LEAF}={text}"
+
+
+def _leaf_text(value: Any, text: str) -> str | None:
+    """Text of the leaf's value; None where the value names a choice, or sets keys of the group."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value if _WORD.fullmatch(value) else None
+    return None if isinstance(value, dict) else text
+
+
+def rewrite_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments, flags among them. Of several `skip_layers=` the last counts, as Hydra has it."""
+    given = [i for i, argument in enumerate(arguments) if argument.startswith(_PREFIX)]
+    return [rewrite(a) for i, a in enumerate(arguments) if i not in given[:-1]]
+
+
+def rewrite_line(line: str) -> str:
+    """A line of a shell under completion: all but the word that is being typed."""
+    *parts, last = re.split(r"(\s+)", line)
+    return "".join([*map(_rewrite_word, parts), last])
+
+
+def _rewrite_word(word: str) -> str:
+    try:
+        unquoted = shlex.split(word)
+    except ValueError:
+        return word
+    return rewrite(unquoted[0]) if len(unquoted) == 1 and unquoted[0].startswith(_PREFIX) else word

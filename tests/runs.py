@@ -1,0 +1,71 @@
+"""Small runs for tests: seconds on one thread, every part of the real thing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from skipsweep import config as c
+from skipsweep import files
+from skipsweep.rundir import RunDir
+from skipsweep.sweep import plan as planning
+
+STEPS = 12
+
+
+def configuration(folder: Path, data_root: Path, **changes: Any) -> c.Config:
+    """12 steps of a 2-layer model on a synthetic corpus, two micro-batches per step. `changes`: fields of Config."""
+    base = c.Config(
+        skip_layers=c.SkipLayers([0]),
+        head_type=c.Add(),
+        gate_targets=c.NoGates(),
+        model=c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, softcap=15.0),
+        data=c.Synthetic(
+            tokenizer="none",
+            seq_len=16,
+            batch_tokens=128,
+            val_tokens=256,
+            order="shuffled",
+            states=32,
+            branching=2,
+            train_tokens=4000,
+        ),
+        optim=c.AdamW(lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8),
+        schedule=c.Trapezoid(steps=STEPS, cooldown=0.5, final=0.1),
+        compute=c.Compute(micro_batch=4, threads=1),
+        record=c.Record(val_every=4, checkpoint_every=3),
+        logger=c.NoLogger(),
+        paths=c.Paths(multirun=str(folder), data=str(data_root)),
+        selection_method=c.LateToEarly(),
+    )
+    return replace(base, **changes)
+
+
+def frozen(config: c.Config) -> RunDir:
+    """Plan a single run and freeze it."""
+    plan = planning.make([planning.Wanted("run", config, ())], "test", single=True)
+    planning.freeze(plan, "none")
+    return plan.multirun.run(next(iter(plan.configs)))
+
+
+def rows(run: RunDir) -> list[dict[str, Any]]:
+    """Metric rows without what may differ between equal runs: times and attempt."""
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "train_time_s", "attempt")} for row in run.read_metrics()
+    ]
+
+
+def result(run: RunDir) -> dict[str, Any]:
+    """result.json; it must be there."""
+    found = files.read_json(run.result)
+    assert found is not None, run.read_status()
+    return found
+
+
+class Quiet:
+    """A progress display that shows nothing."""
+
+    def update(self, now: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

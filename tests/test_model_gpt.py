@@ -1,0 +1,371 @@
+"""The trunk and its readouts: neutral settings, causality, sources, learned scalars, seams."""
+
+import gc
+import math
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from model_recipes import ARMS, randomised, recipe, tokens
+from torch import nn
+from torch.func import functional_call
+
+from skipsweep.config import Recipe
+from skipsweep.model.gpt import GPT, build
+from skipsweep.model.init import ROLES, parameter_roles
+from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.readout import NEUTRAL, READOUTS
+from skipsweep.model.seams import Context, Gate, Inject
+
+SKIPPING = [arm for arm in ARMS if arm[0] != "last"]
+
+
+def with_settings(cfg: Recipe, settings: dict) -> Recipe:
+    for key, value in settings.items():
+        group, name = key.split(".")
+        cfg = replace(cfg, **{group: replace(getattr(cfg, group), **{name: value})})
+    return cfg
+
+
+# ------------------------------------------------------------------------------------------------------------- neutral
+
+
+def test_every_mechanism_declares_its_neutral_setting():
+    assert set(NEUTRAL) == set(READOUTS) - {"last"}
+
+
+@pytest.mark.parametrize(("head", "layers"), SKIPPING)
+@pytest.mark.parametrize("size", [{}, {"dim": 128, "heads": 4, "vocab_size": 257, "seq_len": 64}])
+def test_at_its_neutral_setting_a_mechanism_is_the_baseline(head, layers, size):
+    neutral = NEUTRAL[head]
+    base = randomised(recipe(**size))
+    arm = build(with_settings(recipe(head, layers, **size), neutral.settings))
+    take_over(arm, base, neutral.zero_columns)
+    ids, targets = tokens(recipe(**size))
+    same(arm.logits(ids), base.logits(ids), neutral.tolerance)
+    same(arm(ids, targets), base(ids, targets), neutral.tolerance)
+
+
+@pytest.mark.parametrize("layers", [(2,), (0, 1, "input", "last")])
+def test_concat_leaves_the_last_layers_channels_alone_bit_for_bit(layers):
+    ids, _ = tokens(recipe())
+    base = randomised(recipe()).features(ids)
+    assert torch.equal(randomised(recipe("concat", layers)).features(ids)[..., :16], base)
+
+
+def take_over(arm: GPT, base: GPT, zero_columns) -> None:
+    """Copy the baseline's parameters; where the arm's are wider, fill with zeros."""
+    own = dict(arm.named_parameters())
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            assert own[name].shape == parameter.shape or name in zero_columns
+            own[name].zero_()[:, : parameter.shape[1]] = parameter
+
+
+def same(ours: torch.Tensor, baseline: torch.Tensor, tolerance: float) -> None:
+    if tolerance == 0:
+        assert torch.equal(ours, baseline)
+    assert (ours - baseline).abs().max() <= tolerance * baseline.abs().max()
+
+
+def test_add_at_its_neutral_setting_trains_like_the_baseline_bit_for_bit():
+    base, arm = randomised(recipe()), randomised(recipe("add", (0, 2)))
+    ids, targets = tokens(recipe())
+    for model in (base, arm):
+        model(ids, targets).backward()
+    own = dict(arm.named_parameters())
+    for name, parameter in base.named_parameters():
+        assert torch.equal(own[name].grad, parameter.grad), name
+
+
+@pytest.mark.parametrize(("head", "layers"), SKIPPING)
+def test_away_from_its_neutral_setting_a_mechanism_is_not_the_baseline(head, layers):
+    ids, _ = tokens(recipe())
+    arm = randomised(recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3))
+    assert not torch.allclose(arm.logits(ids), randomised(recipe()).logits(ids), atol=1e-3)
+
+
+# -------------------------------------------------------------------------------------------------------------- arms
+
+
+@pytest.mark.parametrize(("head", "layers"), SKIPPING)
+def test_arms_of_one_seed_share_their_parameters_bit_for_bit(head, layers):
+    base, arm = build(recipe(seed=3)), dict(build(recipe(head, layers, seed=3)).named_parameters())
+    for name, parameter in base.named_parameters():
+        if name != "head.weight":
+            assert torch.equal(arm[name], parameter), name
+
+
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_the_first_loss_is_ln_of_the_vocabulary(head, layers):
+    cfg = recipe(head, layers)
+    assert build(cfg)(*tokens(cfg)).item() == pytest.approx(math.log(cfg.data.vocab_size), rel=1e-6)
+
+
+def test_without_sources_every_head_is_the_baseline():
+    ids, _ = tokens(recipe())
+    for head in READOUTS:
+        model = randomised(recipe(head))
+        assert model.lambdas() == {}
+        assert torch.equal(model.logits(ids), randomised(recipe()).logits(ids))
+
+
+@pytest.mark.parametrize(
+    ("head", "layers"),
+    [("add", (2, 0)), ("add", (1, 1)), ("add", (3,)), ("add", ("last",)), ("add", (-1,)), ("concat", ("input", 1)),
+     ("last", (1,)), ("add", ("middle",))],
+)  # fmt: skip
+def test_a_recipe_that_is_not_canonical_is_refused(head, layers):
+    with pytest.raises(ValueError, match="is not canonical"):
+        build(recipe(head, layers))
+
+
+def test_a_missing_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="vocab_size"):
+        build(recipe(vocab_size=0))
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_gradients_agree_with_differences(head, layers):
+    assert_gradients(head, layers, [role for role in ROLES if role != "scalar"], fast_mode=True)
+    if head.startswith("add"):
+        assert_gradients(head, layers, ["scalar"], fast_mode=False)
+
+
+def assert_gradients(head, layers, roles, fast_mode):
+    cfg = recipe(
+        head, layers, dtype="float64", x_lambda=0.8, skip_lambda=-0.3, layers=4, dim=8, vocab_size=7, seq_len=4
+    )
+    model = randomised(cfg)
+    ids, targets = tokens(cfg)
+    names = [
+        name for name, _ in model.named_parameters() if "lambdas" in name or name in ("context.embed", "head.weight")
+    ]
+    values = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
+
+    def loss(*given):
+        return functional_call(model, dict(zip(names, given, strict=True)), (ids, targets))
+
+    assert torch.autograd.gradcheck(loss, values, fast_mode=fast_mode)
+
+
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_every_parameter_gets_a_gradient(head, layers):
+    cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3)
+    model = randomised(cfg)
+    model(*tokens(cfg)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_other_precisions_agree_with_float32(head, layers, dtype):
+    settings = {"x_lambda": 0.8, "skip_lambda": -0.3}
+    exact, other = (
+        randomised(recipe(head, layers, **settings)),
+        randomised(recipe(head, layers, dtype=dtype, **settings)),
+    )
+    losses = [model(*tokens(recipe())) for model in (exact, other)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6 if dtype == "float64" else 0.02)
+    for name, parameter in other.named_parameters():
+        wide = torch.float64 if dtype == "float64" else torch.float32
+        assert parameter.dtype == (wide if "lambdas" in name else getattr(torch, dtype))
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+
+
+# ----------------------------------------------------------------------------------------------------------- causality
+
+
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_a_loss_depends_on_every_earlier_token_and_on_no_later_one(head, layers):
+    cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3, seq_len=7)
+    model = randomised(cfg)
+    # every position holds a token of its own, so that the gradient's row tells the position; targets are not embedded
+    ids = torch.stack([torch.arange(7), torch.arange(10, 17)])
+    losses = model(ids, tokens(cfg)[1], reduction="none")
+    for row in range(2):
+        for t in range(7):
+            (grad,) = torch.autograd.grad(losses[row, t], model.get_parameter("context.embed"), retain_graph=True)
+            seen = grad[ids].abs().amax(-1)
+            assert (seen[row, : t + 1] > 0).all()
+            assert (seen[row, t + 1 :] == 0).all()
+            assert (seen[1 - row] == 0).all()
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_a_source_changes_what_the_head_sees_iff_it_is_chosen(head, layers):
+    readout = build(recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3)).readout
+    draws = iter(torch.randn(6, 2, 3, 16, generator=torch.Generator().manual_seed(0)))
+    x, outputs = next(draws), {k: next(draws) for k in range(3)}
+    ctx = Context(next(draws), (x, x))
+    before = readout(x, outputs, ctx)
+    assert before.shape == (2, 3, readout.width)
+    for k in range(3):
+        moved = outputs | {k: -outputs[k]}
+        assert torch.equal(readout(x, moved, ctx), before) == (k not in layers)
+    assert torch.equal(readout(x, outputs, replace(ctx, x00=-ctx.x00)), before) == ("input" not in layers)
+    assert not torch.equal(readout(-x, outputs, ctx), before)
+
+
+def test_readouts_are_their_formulas():
+    def unit(a):
+        return a / a.square().mean(-1, keepdim=True).sqrt()
+
+    x, h, x00 = torch.randn(3, 1, 2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
+    settings = {"dtype": "float64", "x_lambda": 0.8, "skip_lambda": [-0.3, 0.1]}
+    args = (x, {1: h}, Context(unit(x00), (x, x)))
+    total = unit(x) * 0.8 - unit(h) * 0.3 + unit(x00) * 0.1
+    expected = {"add": total, "add_renorm": unit(total), "concat": torch.cat((unit(x), unit(h), unit(x00)), -1)}
+    for head, value in expected.items():
+        torch.testing.assert_close(build(recipe(head, (1, "input"), **settings)).readout(*args), value)
+    twice = build(recipe("concat", ("last",), dtype="float64")).readout(*args)
+    torch.testing.assert_close(twice, torch.cat((unit(x), unit(x)), -1))
+
+
+class Watched(nn.Module):
+    """A block that remembers its output without keeping it alive."""
+
+    def __init__(self, block: nn.Module, alive: list) -> None:
+        super().__init__()
+        self.block, self.alive = block, alive
+
+    def forward(self, x, g, ctx):
+        y = self.block(x, g, ctx)
+        self.alive.append(weakref.ref(y))
+        return y
+
+
+@pytest.mark.parametrize(("head", "layers"), ARMS)
+def test_only_outputs_that_a_seam_needs_are_kept(head, layers):
+    model, alive, seen = randomised(recipe(head, layers)), [], {}
+    model.blocks = nn.ModuleList([Watched(block, alive) for block in model.blocks])
+
+    def look(module, args):
+        gc.collect()
+        x, outputs, _ = args
+        held = {k for k, ref in enumerate(alive) if ref() is not None and ref() is not x}
+        seen.update(held=held, right=all(outputs[k] is alive[k]() for k in outputs), given=set(outputs))
+
+    model.readout.register_forward_pre_hook(look)
+    with torch.no_grad():
+        model.logits(tokens(recipe())[0])
+    chosen = {k for k in layers if isinstance(k, int)}
+    assert seen == {"held": chosen, "given": chosen, "right": True}
+
+
+# ------------------------------------------------------------------------------------------------------------- scalars
+
+
+def test_learned_scalars_carry_their_labels():
+    model = build(recipe("add", (0, 2, "input"), x_lambda=0.75, skip_lambda=[-0.25, 0.5, 0.125]))
+    expected = {"lambda/x": 0.75, "lambda/skip/0": -0.25, "lambda/skip/2": 0.5, "lambda/skip/input": 0.125}
+    assert model.lambdas() == expected
+    assert list(model.lambdas()) == list(expected)
+    assert isinstance(model.readout.lambdas, Lambdas)
+    assert {k: v.item() for k, v in model.readout.lambdas.lambdas().items()} == expected
+
+
+def test_a_label_moves_the_source_it_names():
+    cfg = recipe("add", (0, 2))
+    model = randomised(cfg)
+    ids, targets = tokens(cfg)
+    model(ids, targets).backward()
+    assert isinstance(model.readout.lambdas, Lambdas)
+    slopes = dict(zip(model.lambdas(), model.readout.lambdas.weight.grad.tolist(), strict=True))
+    for n, layer in enumerate((0, 2)):
+        moved = randomised(recipe("add", (0, 2), skip_lambda=[1e-3 * (m == n) for m in range(2)]))
+        alone = randomised(recipe("add", (layer,), skip_lambda=1e-3))
+        torch.testing.assert_close(moved.logits(ids), alone.logits(ids))
+        rise = (moved(ids, targets) - model(ids, targets)).item()
+        assert rise == pytest.approx(1e-3 * slopes[f"lambda/skip/{layer}"], rel=0.05, abs=1e-6)
+
+
+def test_one_start_value_per_source():
+    with pytest.raises(ValueError, match="zip"):
+        build(recipe("add", (0, 1), skip_lambda=[0.1]))
+
+
+def test_two_mechanisms_cannot_share_a_label():
+    model = build(recipe("add", (1,)))
+
+    class Greedy(Inject):
+        def __init__(self):
+            super().__init__()
+            self.lambdas = Lambdas({"lambda/x": 1.0}, torch.float32)
+
+    with pytest.raises(ValueError, match="lambda/x"):
+        GPT(model.context, Greedy(), model.gate, list(model.blocks), model.readout, model.head)
+
+
+def test_every_parameter_has_one_role():
+    model = build(recipe("add", (1,)))
+    roles = parameter_roles(model)
+    assert list(roles) == [name for name, _ in model.named_parameters()]
+    assert set(roles.values()) == set(ROLES)
+    assert roles["readout.lambdas.weight"] == "scalar"
+    assert roles["head.weight"] == "head"
+    assert roles["context.embed"] == "embed"
+    assert roles["blocks.3.mlp.proj"] == "matrix"
+
+
+# --------------------------------------------------------------------------------------------------------------- seams
+
+
+def test_an_inject_gets_the_outputs_it_needs_and_changes_the_stream():
+    class AddFirst(Inject):
+        needs = frozenset({0})
+
+        def forward(self, i, x, ctx, outputs):
+            assert set(outputs) == ({0} if i > 0 else set())
+            return x + outputs[0] if i == 2 else x
+
+    plain = randomised(recipe())
+    model = GPT(plain.context, AddFirst(), plain.gate, list(plain.blocks), plain.readout, plain.head)
+    ids, _ = tokens(recipe())
+    ctx = plain.context(ids)
+    first = plain.blocks[0](ctx.x00, None, ctx)
+    x = first + plain.blocks[1](first, None, ctx)
+    for block in list(plain.blocks)[2:]:
+        x = block(x, None, ctx)
+    assert torch.equal(model.logits(ids), plain.head(plain.readout(x, {}, ctx)))
+
+
+def test_a_gate_has_a_memory_within_one_pass_and_closes_blocks():
+    class Half(Gate):
+        """Closes the blocks after the second, from what it noted before."""
+
+        def forward(self, i, x, gate_state):
+            gate_state.append(torch.full_like(x[..., :1], float(i < 2)))
+            assert len(gate_state) == i + 1
+            return gate_state[i]
+
+    plain = randomised(recipe())
+    gated = GPT(plain.context, plain.inject, Half(), list(plain.blocks), plain.readout, plain.head)
+    short = GPT(plain.context, plain.inject, plain.gate, list(plain.blocks)[:2], plain.readout, plain.head)
+    ids, _ = tokens(recipe())
+    for _ in range(2):
+        assert torch.equal(gated.logits(ids), short.logits(ids))
+
+
+def test_the_loss_comes_per_token_summed_or_averaged():
+    cfg = recipe("add", (1,))
+    model = randomised(cfg)
+    ids, targets = tokens(cfg)
+    each = model(ids, targets, reduction="none")
+    assert each.shape == ids.shape
+    torch.testing.assert_close(model(ids, targets, reduction="sum"), each.sum())
+    torch.testing.assert_close(model(ids, targets), each.mean())
+    torch.testing.assert_close(model(ids[1:], targets[1:], reduction="none"), each[1:])
