@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import IO, Any
 
 from skipsweep import config, files
 from skipsweep.rundir import RunDir
@@ -187,13 +187,19 @@ def _alone(run: RunDir, wait: bool) -> Iterator[None]:
     """
     run.mirror.mkdir(exist_ok=True)
     with open(run.mirror / "mirror.lock", "ab") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Busy from None
-        except OSError:
-            pass
+        with suppress(OSError):
+            _lock(f, wait)
         yield
+
+
+def _lock(f: IO[bytes], wait: bool) -> None:
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise Busy from None
+        print("waiting for the mirror of an earlier attempt", file=sys.stderr, flush=True)
+        fcntl.flock(f, fcntl.LOCK_EX)
 
 
 def _discard(run: RunDir, id: str, keep: Iterable[str]) -> None:

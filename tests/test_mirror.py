@@ -262,6 +262,7 @@ def test_follows_live_holds_back_a_torn_line_and_ignores_signals(
     append(run, 0, 1)
     until(lambda: steps_of_fake(run) == [[0, 1]])
     assert began.process is not None
+    assert os.getsid(began.process.pid) == began.process.pid, "Ctrl-C in the terminal would reach it"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         began.process.send_signal(number)
     line = json.dumps(row(2)).encode() + b"\n"
@@ -269,10 +270,11 @@ def test_follows_live_holds_back_a_torn_line_and_ignores_signals(
         f.write(line[:20])
     append(run, 3)  # ends the torn line first, as the next attempt would
     until(lambda: steps_of_fake(run) == [[0, 1, 3]])
+    append(run, 4)
     with open(run.metrics, "ab") as f:
-        f.write(json.dumps(row(4)).encode())
+        f.write(json.dumps(row(5)).encode())
     assert began.close() is None
-    assert steps_of_fake(run) == [[0, 1, 3]], "the last line was never completed"
+    assert steps_of_fake(run) == [[0, 1, 3, 4]], "all that was complete at the end, and nothing else"
     assert began.process.returncode == 0
 
 
@@ -402,6 +404,21 @@ def test_sync_gives_way_to_a_mirror_at_work(run: RunDir, fake: Any) -> None:
         fcntl.flock(f, fcntl.LOCK_EX)
         assert sync(run) == "another mirror of this run is at work"
     assert folders(run) == []
+
+
+def test_the_next_attempts_mirror_waits_for_the_last_ones(run: RunDir, fake: Any, start: Callable[[], Mirror]) -> None:
+    run.mirror.mkdir()
+    append(run, 0)
+    with open(run.mirror / "mirror.lock", "ab") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        began = start()
+        until(lambda: "waiting" in (run.path / "log" / "mirror.log").read_text())
+        with pytest.raises(AssertionError, match="in vain"):
+            until(lambda: folders(run), seconds=0.5)
+        mirror._note(run, id=run.id, folders=[], last_step=0)
+    append(run, 1)
+    assert began.close() is None
+    assert steps_of_fake(run) == [[1]]
 
 
 def test_a_restart_from_step_0_is_a_wandb_run_of_its_own(run: RunDir, fake: Any, start: Callable[[], Mirror]) -> None:

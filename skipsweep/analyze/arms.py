@@ -31,6 +31,8 @@ class Arm:
     """Mean training time."""
     parameters: int | None
     is_baseline: bool
+    same_as: str | None
+    """An earlier arm that is served by the very same runs (`head_type` without sources, say)."""
 
 
 def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
@@ -41,11 +43,14 @@ def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
         arm, seed, replicate = point["key"]
         grouped.setdefault(arm, {})[seed, replicate] = point["run"]
     results = {run: files.read_json(multirun.run(run).result) for runs in grouped.values() for run in runs.values()}
-    baseline = plan["baseline"]
-    arms = [
-        _arm(multirun, arm, runs, grouped.get(baseline, {}), results, arm == baseline) for arm, runs in grouped.items()
-    ]
-    return sorted(arms, key=lambda arm: not arm.is_baseline)
+    order = sorted(grouped, key=lambda arm: arm != plan["baseline"])
+    first: dict[tuple[str, ...], str] = {}
+    arms = []
+    for name in order:
+        original = first.setdefault(tuple(grouped[name].values()), name)
+        same_as = None if original == name else original
+        arms.append(_arm(multirun, name, grouped[name], grouped[order[0]], results, name == plan["baseline"], same_as))
+    return arms
 
 
 def _arm(
@@ -55,6 +60,7 @@ def _arm(
     base: dict[tuple[int, int], str],
     results: dict[str, dict[str, Any] | None],
     is_baseline: bool,
+    same_as: str | None,
 ) -> Arm:
     found = [r for run in runs.values() if (r := results[run]) is not None]
     losses = [r["val_loss"] for r in found]
@@ -68,12 +74,13 @@ def _arm(
         failed=failed,
         val_loss=mean(losses),
         val_loss_sd=sd(losses),
-        difference=None if is_baseline else mean(differences),
+        difference=None if is_baseline or same_as else mean(differences),
         pairs=len(differences),
         steps=found[0]["steps"] if found else None,
         train_time_s=mean([r["train_time_s"] for r in found]),
         parameters=sum(found[0]["parameters"].values()) if found else None,
         is_baseline=is_baseline,
+        same_as=same_as,
     )
 
 

@@ -43,7 +43,9 @@ def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
     points = expand(request.overrides, request.sweep, request.composer.options)
     single = len(points) == 1 and not request.multirun and not request.sweep.arms
-    wanted = [Wanted(point.arm, request.composer(point.overrides), point.overrides) for point in points]
+    wanted = [
+        Wanted(point.arm, request.composer(point.overrides), point.overrides, tuple(point.axes)) for point in points
+    ]
     return planning.make(wanted, shlex.join(request.command), single)
 
 

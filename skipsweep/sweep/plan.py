@@ -35,6 +35,8 @@ class Wanted:
     config: Config
     overrides: tuple[str, ...]
     """What this point sets, as one would type it."""
+    axes: tuple[str, ...] = ()
+    """Keys that were swept over."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
         points.append(_point(point, run, name))
     points = _merge(points)
     sweep = first.sweep
-    plan = Plan(multirun, sweep, None if single else _sweep_name(sweep, points), points, configs, None, command)
+    name = None if single else _sweep_name(sweep, points, wanted)
+    plan = Plan(multirun, sweep, name, points, configs, None, command)
     plan.baseline = _baseline(plan)
     _check_runs(plan)
     _check_extension(plan)
@@ -155,7 +158,7 @@ def _merge(points: list[Point]) -> list[Point]:
     return list({(*point.key, point.run): point for point in points}.values())
 
 
-def _sweep_name(sweep: Sweep, points: list[Point]) -> str:
+def _sweep_name(sweep: Sweep, points: list[Point], wanted: Sequence[Wanted]) -> str:
     """The given name, or a slug and a hash of the points.
 
     Raises UserError for a name that would leave multirun/sweeps.
@@ -167,8 +170,8 @@ def _sweep_name(sweep: Sweep, points: list[Point]) -> str:
                 "beginning with a letter or digit"
             )
         return sweep.name
-    keys = sorted({override.split("=")[0].lstrip("+~") for point in points for override in point.overrides})
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(key.removesuffix(".layers") for key in keys))[:60].strip("-_")
+    keys = dict.fromkeys(key for point in wanted for key in point.axes)
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(keys))[:60].strip("-_")
     digest = identity.digest(sorted((*point.key, point.run) for point in points))
     return f"{slug or 'sweep'}-{digest}"
 

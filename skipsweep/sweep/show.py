@@ -18,7 +18,10 @@ from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
 from skipsweep.sweep.plan import Plan
 
-console = Console(highlight=False, soft_wrap=True)
+LINE_WIDTH = 200
+"""Columns where there is no terminal: nothing is to be folded in a log."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
 MAX_ROWS = 20
 """Rows of a live table; with more runs, only those that are running."""
 OBSERVE_EVERY_S = 1.0
@@ -146,15 +149,15 @@ def arms(found: Sequence[Arm]) -> Table:
     """Arms with validation loss and difference to the baseline."""
     shown = table("arm", ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters")
     for arm in found:
-        difference = "-" if arm.difference is None else f"{arm.difference:+.4f}"
+        versus = "baseline" if arm.is_baseline else f"is {arm.same_as}" if arm.same_as else _signed(arm.difference)
         count = f"{arm.done}/{arm.planned}" + (f", {arm.failed} failed" if arm.failed else "")
         shown.add_row(
             arm.name,
             count,
             number(arm.val_loss),
             number(arm.val_loss_sd),
-            "baseline" if arm.is_baseline else difference,
-            "" if arm.is_baseline else str(arm.pairs),
+            versus,
+            "" if arm.is_baseline or arm.same_as else str(arm.pairs),
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
@@ -162,13 +165,15 @@ def arms(found: Sequence[Arm]) -> Table:
     return shown
 
 
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
 def result(run: RunDir, found: dict[str, Any]) -> None:
     """The end of a single run: losses, cost, learned lambdas, and where all that lies."""
     shown = table("", ">")
     shown.add_row("validation loss", f"{found['val_loss']:.4f} nats/token")
-    shown.add_row(
-        "unigram entropy", f"{found['unigram_entropy']:.4f} nats/token (ignoring all context)"
-    )
+    shown.add_row("unigram entropy", f"{found['unigram_entropy']:.4f} nats/token (ignoring all context)")
     shown.add_row("steps", f"{found['steps']:,}")
     shown.add_row("tokens", f"{found['tokens']:,}")
     shown.add_row("training time", duration(found["train_time_s"]))
@@ -223,7 +228,7 @@ def comparison(found: Comparison) -> None:
         console.print(shown if pairs else f"\n{title}: none")
     shown = table(">step", ">a", ">b", ">b - a", title="\nvalidation loss at equal steps")
     for row in found.losses:
-        shown.add_row(str(row["step"]), number(row["a"]), number(row["b"]), f"{row['difference']:+.4f}")
+        shown.add_row(str(row["step"]), number(row["a"]), number(row["b"]), _signed(row["difference"]))
     console.print(shown if found.losses else "\nno validation at equal steps")
 
 

@@ -1,0 +1,108 @@
+"""The ratchet on numbers: twenty losses per mechanism, in float64, written down.
+
+If a trace has moved, some change of code changed results: then finished runs and new ones must not share an id. Raise
+`RESULTS_VERSION` (skipsweep/sweep/identity.py), say why in docs/changed-results.md, and write the traces anew:
+
+    python tests/test_golden.py
+
+which refuses while the version is the old one and a trace has moved.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import configuration
+
+from skipsweep import config as c
+from skipsweep.data import prepare
+from skipsweep.data.batches import Batches
+from skipsweep.distributed import World
+from skipsweep.sweep import identity
+from skipsweep.train import Trainer
+
+FILE = Path(__file__).parent / "golden" / "traces.json"
+CHANGES = Path(__file__).parents[1] / "docs" / "changed-results.md"
+STEPS = 20
+TOLERANCE = 5e-6
+"""Nats. Between instruction sets (ATEN_CPU_CAPABILITY=default against avx2) and thread counts the traces differ by up to
+7e-7 on one machine: the float32 draws of the initialisation differ in their last bit. A constant that is changed moves a
+trace by 1e-4 and more."""
+
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "none": {"skip_layers": c.SkipLayers([])},
+    "add": {"skip_layers": c.SkipLayers([0, 1])},
+    "add input": {"skip_layers": c.SkipLayers([1, "input"])},
+    "add from 0.5": {"lambda_init": c.LambdaInit(x_lambda=0.5, skip_lambda=0.5)},
+    "add_renorm": {"head_type": c.AddRenorm()},
+    "concat": {"head_type": c.Concat(), "skip_layers": c.SkipLayers([0, "input", "last"])},
+    "cosine": {"schedule": c.Cosine(steps=STEPS, final=0.1, warmup_steps=3)},
+    "constant": {"schedule": c.Constant(steps=STEPS)},
+    "uncapped": {"model": c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, softcap=0.0)},
+    "weight decay": {
+        "optim": c.AdamW(
+            lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=1.0
+        )
+    },
+    "seed 1": {"seed": 1},
+    "sequential data": {},
+}
+
+
+def trace(mechanism: str, data_root: Path) -> list[float]:
+    """The training losses of twenty steps."""
+    config = configuration(data_root, data_root, schedule=c.Trapezoid(steps=STEPS, cooldown=0.5, final=0.1))
+    config = replace(config, **MECHANISMS[mechanism])
+    config.model = replace(config.model, dtype="float64")
+    config.data = replace(config.data, order="sequential" if mechanism == "sequential data" else "shuffled")
+    run = identity.canonical(config, prepare.resolve(config.data, data_root))
+    trainer = Trainer(run, Batches(run.data, data_root), World())
+    return [b.train_loss.item() for b in trainer.run() if b.train_loss is not None]
+
+
+def stored() -> dict[str, Any]:
+    return json.loads(FILE.read_text())
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_losses_have_not_moved(mechanism: str, data_root: Path) -> None:
+    golden = stored()
+    assert golden["results_version"] == identity.RESULTS_VERSION, "write the traces anew: python tests/test_golden.py"
+    found = trace(mechanism, data_root)
+    moved = float(np.abs(np.subtract(found, golden["traces"][mechanism])).max())
+    assert moved <= TOLERANCE, f"{mechanism} moved by {moved:.2e}: raise RESULTS_VERSION and say why (see above)"
+
+
+def test_every_mechanism_has_a_trace_of_its_own() -> None:
+    """Two equal traces would mean that a setting does nothing."""
+    traces = stored()["traces"]
+    assert traces.keys() == MECHANISMS.keys()
+    names = list(traces)
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            assert float(np.abs(np.subtract(traces[a], traces[b])).max()) > 20 * TOLERANCE, (a, b)
+
+
+def test_every_results_version_is_explained() -> None:
+    text = CHANGES.read_text()
+    for version in range(1, identity.RESULTS_VERSION + 1):
+        assert f"## {version}" in text
+
+
+def main(data_root: Path) -> str | None:
+    """Write the traces; returns what forbids it."""
+    found = {mechanism: trace(mechanism, data_root) for mechanism in MECHANISMS}
+    if FILE.exists() and stored()["results_version"] == identity.RESULTS_VERSION:
+        for mechanism, losses in stored()["traces"].items():
+            if mechanism in found and np.abs(np.subtract(found[mechanism], losses)).max() > TOLERANCE:
+                return f"{mechanism} has moved: raise RESULTS_VERSION first"
+    FILE.write_text(json.dumps({"results_version": identity.RESULTS_VERSION, "traces": found}, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path("/tmp/skipsweep-golden")))

@@ -1,0 +1,105 @@
+"""No dead knobs: every field of a recipe changes what is trained. The table must name every leaf, or say why not."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import configuration
+
+from skipsweep import config as c
+from skipsweep.data import prepare
+from skipsweep.data.batches import Batches
+from skipsweep.distributed import World
+from skipsweep.sweep import identity
+from skipsweep.train import Trainer
+
+STEPS = 4
+
+OTHER: dict[str, Any] = {
+    "skip_layers.layers": [1],
+    "head_type.name": c.AddRenorm(),
+    "lambda_init.x_lambda": 0.7,
+    "lambda_init.skip_lambda": 0.2,
+    "model.layers": 4,
+    "model.dim": 24,
+    "model.heads": 1,
+    "model.mlp_ratio": 3.0,
+    "model.softcap": 5.0,
+    "model.rotary_base": 100.0,
+    "model.dtype": "float32",
+    "data.seq_len": 32,
+    "data.batch_tokens": 256,
+    "data.val_tokens": 128,
+    "data.order": "sequential",
+    "data.order_seed": 1,
+    "data.states": 16,
+    "data.branching": 3,
+    "data.train_tokens": 5000,
+    "data.chain_seed": 1,
+    "optim.lr": 0.02,
+    "optim.embed_lr": 0.1,
+    "optim.head_lr": 0.04,
+    "optim.scalar_lr": 0.2,
+    "optim.beta1": 0.5,
+    "optim.beta2": 0.5,
+    "optim.eps": 1e-3,
+    "optim.weight_decay": 1.0,
+    "schedule.steps": 5,
+    "schedule.warmup_steps": 2,
+    "schedule.cooldown": 0.9,
+    "schedule.final": 0.5,
+    "seed": 1,
+}
+
+NOT_TRIED = {
+    "data.epochs": "a permission; its canonical form says how many epochs a run begins, which steps decide",
+    "data.fingerprint": "found, not chosen",
+    "data.vocab_size": "found, not chosen",
+    "data.tokenizer": "a synthetic corpus has none",
+    "replicate": "repeats the very same run on purpose",
+    "data.name": "another choice has other fields",
+    "optim.name": "only one choice",
+    "schedule.name": "every choice has a golden trace",
+    "gate_targets.name": "only one choice",
+}
+
+
+def numbers(config: c.Config, data_root: Path) -> list[float]:
+    """All losses of a short training."""
+    data = prepare.resolve(config.data, data_root)
+    run = identity.canonical(config, data)
+    found = []
+    for boundary in Trainer(run, Batches(data, data_root), World()).run():
+        found += [x for x in (boundary.train_loss, boundary.val_loss) if x is not None]
+    return [float(x) for x in found]
+
+
+def base(data_root: Path) -> c.Config:
+    config = configuration(data_root, data_root, schedule=c.Trapezoid(steps=STEPS, cooldown=0.5, final=0.1))
+    config.model = replace(config.model, dtype="float64")
+    config.lambda_init = c.LambdaInit(skip_lambda=0.1)
+    return config
+
+
+def changed(node: Any, path: list[str], value: Any) -> Any:
+    head, *rest = path
+    if rest == ["name"]:
+        return replace(node, **{head: value})
+    return replace(node, **{head: changed(getattr(node, head), rest, value) if rest else value})
+
+
+@pytest.mark.parametrize("path", OTHER)
+def test_every_field_changes_the_numbers(path: str, data_root: Path) -> None:
+    config = base(data_root)
+    assert numbers(changed(config, path.split("."), OTHER[path]), data_root) != numbers(config, data_root)
+
+
+def test_the_table_is_complete(data_root: Path) -> None:
+    assert c.leaves(c.recipe_of(base(data_root))).keys() == OTHER.keys() | NOT_TRIED.keys()
+
+
+def test_the_comparison_can_fail(data_root: Path) -> None:
+    """The same settings give the same numbers, or the test above would prove nothing."""
+    config = base(data_root)
+    assert numbers(config, data_root) == numbers(replace(config, replicate=1), data_root)
