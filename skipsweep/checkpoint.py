@@ -7,9 +7,12 @@ sha256, step, identity) is written last, and the folder is renamed. `load_newest
 exactly those of its manifest, and says why it passed over another.
 """
 
+import errno
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,13 +25,21 @@ from skipsweep import files
 
 MANIFEST = "manifest.json"
 PARTS = ("model", "optim", "random")
+_NAME = re.compile(r"step-\d{8,}")
 
 
 def save(
-    folder: Path, state: Mapping[str, Any], identity: str, attempt: int, keep: int, parts: tuple[str, ...] = PARTS
+    folder: Path,
+    state: Mapping[str, Any],
+    identity: str,
+    attempt: int,
+    keep: int,
+    parts: tuple[str, ...] = PARTS,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write `state` (see Trainer.state) as step-N below `folder`, then delete all but the newest `keep`.
+    """Write `state` (see Trainer.state) as step-N below `folder`, then `prune` to `keep`.
 
+    `check` raises if another has taken over meanwhile: it is asked before anything is put in place or deleted.
     Raises OSError (disk full, unwritable) with the earlier checkpoints intact.
     """
     final = folder / f"step-{state['step']:08d}"
@@ -45,11 +56,13 @@ def save(
             "files": written,
         }
         files.write_json(tmp / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+        check()
         _put(tmp, final)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     files.fsync_folder(folder)
-    _prune(folder, keep)
+    check()
+    prune(folder, final, keep)
     return final
 
 
@@ -58,24 +71,35 @@ def _write(path: Path, value: Any) -> dict[str, Any]:
     with open(path, "wb") as f:
         stream = _Hashing(f)
         torch.save(_compact(value), stream)  # type: ignore[arg-type]  # it asks for `write` alone
+        if stream.problem:
+            raise stream.problem
         f.flush()
         os.fsync(f.fileno())
     return {"size": stream.size, "sha256": stream.sha256.hexdigest()}
 
 
 class _Hashing:
-    """A file that hashes what passes through: the manifest describes what was meant, not what a disk made of it."""
+    """A file that hashes what passes through: the manifest describes what was meant, not what a disk made of it.
+
+    `problem` keeps what a write raised: passing through the serialiser it would come out as another error.
+    """
 
     def __init__(self, f: BinaryIO):
         self._f, self.size, self.sha256 = f, 0, hashlib.sha256()
+        self.problem: OSError | None = None
 
     def write(self, content: bytes) -> int:
         self.sha256.update(content)
         self.size += len(content)
-        return self._f.write(content)
+        if not self.problem:
+            try:
+                self._f.write(content)
+            except OSError as problem:
+                self.problem = problem
+        return len(content)
 
     def flush(self) -> None:
-        self._f.flush()
+        """Left to `_write`, which sees what goes wrong."""
 
 
 def _compact(value: Any) -> Any:
@@ -100,9 +124,12 @@ def _put(tmp: Path, final: Path) -> None:
     os.rename(tmp, final)
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete what is neither among the newest `keep` nor being written; a failure to delete is no reason to stop."""
-    for path in steps(folder)[keep:]:
+def prune(folder: Path, newest: Path, keep: int) -> None:
+    """Delete all but `newest` and the `keep` - 1 before it. What lies ahead of it was passed over (it is damaged), and
+    must not count in its stead. A failure to delete is no reason to stop."""
+    found = steps(folder)
+    kept = [path for path in found if path.name <= newest.name][:keep]
+    for path in set(found) - set(kept):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -115,7 +142,9 @@ def clean(folder: Path) -> None:
 
 def steps(folder: Path) -> list[Path]:
     """Checkpoint folders, newest step first, whole or not."""
-    return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
 
 
 def load_newest(folder: Path, identity: str, say: Callable[[str], None]) -> dict[str, Any] | None:
@@ -135,7 +164,7 @@ class Corrupt(Exception):
 def load(path: Path, identity: str, parts: tuple[str, ...] = PARTS) -> dict[str, Any]:
     """Read one checkpoint, every byte verified before it is interpreted, and no code run by it.
 
-    Raises Corrupt.
+    Raises Corrupt; and MemoryError, OSError where it could not be looked at, which says nothing against it.
     """
     manifest = _manifest(path, identity)
     state: dict[str, Any] = {"step": manifest["step"], "train_time_s": manifest["train_time_s"]}
@@ -144,7 +173,7 @@ def load(path: Path, identity: str, parts: tuple[str, ...] = PARTS) -> dict[str,
         _verify(file, manifest["files"].get(file.name))
         try:
             state[part] = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as problem:
+        except pickle.UnpicklingError as problem:
             raise Corrupt(f"{file.name} cannot be read: {problem}") from problem
     return state
 
@@ -156,8 +185,10 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def _manifest(path: Path, identity: str) -> dict[str, Any]:
     try:
         manifest = files.read_json(path / MANIFEST)
-    except (ValueError, OSError) as problem:
+    except ValueError as problem:
         raise Corrupt(f"{MANIFEST} is damaged") from problem
+    except OSError as problem:
+        raise _damage(f"{MANIFEST} is damaged", problem) from problem
     if not isinstance(manifest, dict):
         raise Corrupt(f"no {MANIFEST}" if manifest is None else f"{MANIFEST} is damaged")
     if manifest.pop("sha256", None) != _digest(manifest):
@@ -167,6 +198,14 @@ def _manifest(path: Path, identity: str) -> dict[str, Any]:
     if f"step-{manifest['step']:08d}" != path.name:
         raise Corrupt(f"its manifest speaks of step {manifest['step']}")
     return manifest
+
+
+def _damage(what: str, problem: OSError) -> Corrupt:
+    """Corrupt, if `problem` is one of the checkpoint's; raises it again if it is one of the machine's (rights, memory,
+    a file server that is away): to pass over a good checkpoint would throw away what it holds."""
+    if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+        raise problem
+    return Corrupt(what)
 
 
 def _verify(file: Path, entry: Mapping[str, Any] | None) -> None:
@@ -180,6 +219,6 @@ def _verify(file: Path, entry: Mapping[str, Any] | None) -> None:
         with open(file, "rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as problem:
-        raise Corrupt(f"{file.name} cannot be read: {problem.strerror}") from problem
+        raise _damage(f"{file.name} cannot be read: {problem.strerror}", problem) from problem
     if digest != entry["sha256"]:
         raise Corrupt(f"{file.name} has another sha256 than the manifest says")

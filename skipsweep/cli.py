@@ -42,7 +42,7 @@ def list_runs(as_json: Json = False, multirun: Folder = "multirun") -> None:
         return _print_json([asdict(row) for row in rows])
     from skipsweep.sweep import show
 
-    show.console.print(show.listing(rows))
+    show.listing(rows)
 
 
 @app.command()

@@ -15,19 +15,24 @@ _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` as a whole: unique temporary name, fsync, rename, fsync of the folder."""
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace `path` as a whole: unique temporary name, fsync, rename, fsync of the folder.
+
+    `durable=False` leaves out both fsyncs: for what a launcher would write again after a power cut.
+    """
     tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(tmp, "wb") as f:
             f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                f.flush()
+                os.fsync(f.fileno())
         os.replace(tmp, path)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def create_exclusively(path: Path, content: bytes) -> bool:
@@ -60,9 +65,9 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Replace `path` by `value` as indented JSON. NaN and infinities are refused: a missing value is null."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), durable)
 
 
 def read_json(path: Path) -> Any:
@@ -73,9 +78,9 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_yaml(path: Path, value: Any) -> None:
+def write_yaml(path: Path, value: Any, durable: bool = True) -> None:
     """Replace `path` by `value` as YAML, keys in the order given."""
-    write_bytes(path, yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True).encode())
+    write_bytes(path, yaml.dump(value, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True).encode(), durable)
 
 
 def read_yaml(path: Path) -> Any:

@@ -54,20 +54,6 @@ _DIVERTING = ("WANDB_SERVICE", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WAND
 """Variables of an enclosing wandb session that would send our run elsewhere or label it."""
 
 
-# --------------------------------------------------------------------------------------------- the planner's side
-
-
-def serve(run: RunDir, points: dict[str, Any]) -> None:
-    """Note which points of which sweeps a run serves, beside what other sweeps noted: serves.json.
-
-    `points`: `{"<sweep name>": {"arm": "skip", "tags": ["multi_layer/best_to_worst/N=5"]}}`.
-    """
-    with files.locked(run.path):
-        noted = files.read_json(run.serves) or {}
-        if {**noted, **points} != noted:
-            files.write_json(run.serves, {**noted, **points})
-
-
 # --------------------------------------------------------------------------------------------- the trainer's side
 
 

@@ -85,20 +85,20 @@ class RunDir:
         """Create the folder with what the job will execute. Safe to repeat, and to run twice at once."""
         for folder in (self.path, self.leases, self.checkpoints, self.path / "log"):
             folder.mkdir(parents=True, exist_ok=True)
-        files.write_yaml(self.config, to_dict(config))
-        files.write_json(self.identity, identity)
+        files.write_yaml(self.config, to_dict(config), durable=False)
+        files.write_json(self.identity, identity, durable=False)
         if not self.status.exists():
-            self.write_status("planned")
+            self.write_status("planned", durable=False)
 
     def read_config(self) -> RunConfig:
         """The frozen configuration."""
         return from_dict(RunConfig, files.read_yaml(self.config))
 
-    def write_status(self, state: str, **details: Any) -> None:
+    def write_status(self, state: str, durable: bool = True, **details: Any) -> None:
         """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended."""
         if state not in STATES:
             raise ValueError(f"no such state: {state}")
-        files.write_json(self.status, {"state": state, "time": time.time(), **details})
+        files.write_json(self.status, {"state": state, "time": time.time(), **details}, durable)
 
     def read_status(self) -> dict[str, Any]:
         """status.json, or `{"state": "planned"}` where it is missing."""
@@ -112,7 +112,7 @@ class RunDir:
         with files.locked(self.path):
             noted = files.read_json(self.serves) or {}
             if {**noted, **points} != noted:
-                files.write_json(self.serves, {**noted, **points})
+                files.write_json(self.serves, {**noted, **points}, durable=False)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One row per step and kind, in order of steps: of rows that a later attempt wrote again, the last counts."""

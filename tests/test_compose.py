@@ -139,6 +139,8 @@ leaves = [
     "nonesuch=1",
     "paths=null",
     "plan=on",
+    "seed@x=5",
+    "seed@=5",
 ]
 
 
@@ -182,6 +184,23 @@ def test_the_order_of_overrides_counts_as_it_does_for_hydra(loader, composer):
         ["seed=1", "seed=2"],
     ):
         assert outcome(composer, overrides) == outcome(by_hydra, loader, overrides) != "refused"
+
+
+def test_what_was_composed_before_plays_no_part(loader):
+    composer = Composer(loader, "config")
+    values = ["5", "[1]", "{a: [1]}", "null", "[[2]]", "none", "{b: 2}", "[]", "1.5"]
+    for override in [f"{key}={value}" for value in values for key in ("skip_layers.layers", "sweep.may_differ")]:
+        assert outcome(composer, [override]) == outcome(by_hydra, loader, [override]), override
+    for override in [
+        "paths=???",
+        "paths=null",
+        "paths.data=x",
+        "paths.data=null",
+        "seed=???",
+        "seed=1",
+        "sweep.arms=5",
+    ]:
+        assert outcome(composer, [override]) == outcome(by_hydra, loader, [override]), override
 
 
 def test_interpolations_follow_what_they_point_to(loader, composer):

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,20 +32,13 @@ def texts(tmp_path):
     folder = tmp_path / "my texts"
     folder.mkdir()
     for i in range(30):
-        write_old(folder / f"{i:02}.txt", f"document {i}: " + "née words " * (i + 1))
+        (folder / f"{i:02}.txt").write_text(f"document {i}: " + "née words " * (i + 1), "utf-8")
     return folder
 
 
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "data root"
-
-
-def write_old(path: Path, text: str) -> None:
-    """As written a minute ago: a younger file's hash is not remembered."""
-    path.write_text(text, "utf-8")
-    minute_ago = time.time() - 60
-    os.utime(path, (minute_ago, minute_ago))
 
 
 def text(path: Path, **changes) -> Text:
@@ -322,6 +314,8 @@ def test_too_few_tokens_names_what_would_do(root):
     )
     with pytest.raises(DataError, match=message):
         prepare.check_enough(cfg, 21, made)
+    with pytest.raises(DataError, match=r"set data\.epochs=3 or schedule\.steps<=20$"):
+        prepare.check_enough(replace(cfg, epochs=2), 21, made)
     assert prepare.check_enough(replace(cfg, epochs=3), 21, made) == 3
     assert prepare.check_enough(cfg, 10, made) == 1
 

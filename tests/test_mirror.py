@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from skipsweep import config as c
 from skipsweep import files, mirror
-from skipsweep.mirror import Mirror, Once, Tail, serve, sync
+from skipsweep.mirror import Mirror, Once, Tail, sync
 from skipsweep.rundir import RunDir
 
 CANARY = "c4n4ry" * 7
@@ -181,8 +181,8 @@ def known(row: dict[str, Any]) -> dict[str, Any]:
 def test_wandbs_file_holds_rows_config_labels_summary_and_no_secret(run: RunDir, tmp_path: Path) -> None:
     append(run, *range(12))
     long = "multi_layer/" + "best_to_worst/" * 5
-    serve(run, {"record": {"arm": "skip", "tags": ["record/skip", long + "N=5"]}})
-    serve(run, {"all": {"arm": "11", "tags": ["record/skip", long + "N=6"]}})
+    run.note_serves({"record": {"arm": "skip", "tags": ["record/skip", long + "N=5"]}})
+    run.note_serves({"all": {"arm": "11", "tags": ["record/skip", long + "N=6"]}})
     files.write_json(run.result, {"val_loss": 1.25, "lambdas": {"lambda/skip/11": -0.25}, "curve": [[0, 1.5]]})
     run.write_status("done")
 
@@ -470,9 +470,9 @@ def test_how_the_run_ended(run: RunDir, state: str, calls: list[Any]) -> None:
 
 def test_group_and_tags_unite_all_sweeps_and_long_tags_stay_apart(run: RunDir) -> None:
     assert mirror._labels(run) == (None, [])
-    serve(run, {"b": {"arm": "skip", "tags": ["x" * 70 + "5", "x" * 70 + "6"]}})
-    serve(run, {"a": {"arm": "same_steps", "tags": ["b"]}})
-    serve(run, {"a": {"arm": "baseline", "tags": ["a"]}})
+    run.note_serves({"b": {"arm": "skip", "tags": ["x" * 70 + "5", "x" * 70 + "6"]}})
+    run.note_serves({"a": {"arm": "same_steps", "tags": ["b"]}})
+    run.note_serves({"a": {"arm": "baseline", "tags": ["a"]}})
     group, tags = mirror._labels(run)
     assert group == "baseline"
     assert tags[0] == "a"
@@ -482,9 +482,9 @@ def test_group_and_tags_unite_all_sweeps_and_long_tags_stay_apart(run: RunDir) -
 
 def test_serve_writes_only_what_changes(run: RunDir) -> None:
     points = {"a": {"arm": "skip", "tags": ["t"]}}
-    serve(run, points)
+    run.note_serves(points)
     before = run.serves.stat().st_ino
-    serve(run, points)
+    run.note_serves(points)
     assert run.serves.stat().st_ino == before
 
 

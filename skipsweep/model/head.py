@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MAX_LOGITS = 2**26
-"""Logits that exist at once, 256 MB in float32. More are computed piece by piece, forward and backward."""
+MAX_LOGITS = 2**25
+"""Logits that exist at once, 128 MB in float32. More are computed piece by piece, forward and backward."""
 
 REDUCTIONS = {"none": lambda losses: losses, "mean": torch.mean, "sum": torch.sum}
 

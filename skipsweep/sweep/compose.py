@@ -128,20 +128,18 @@ class Composition:
         return values
 
     def _convert(self, leaf: Override) -> Any:
-        """The leaf's value as OmegaConf converts it, found by setting it and setting it back."""
+        """The leaf's value as OmegaConf converts it: found by setting it, where what was set before plays no part."""
         text = leaf.input_line or ""
         if text not in self._converted:
             *parents, last = leaf.key_or_group.split(".")
-            node, plain = self._composed, self._plain
+            node: Any = self._composed
             for name in parents:
-                node, plain = node[name], plain[name]
+                node = node[name]
             try:
                 OmegaConf.update(node, last, leaf.value(), merge=True)
-                self._converted[text] = _value(node, last)
             except OmegaConfBaseException as error:
                 raise ConfigCompositionException(f"Error merging override {text}") from error
-            finally:
-                node[last] = plain[last]
+            self._converted[text] = _value(node, last)
         return self._converted[text]
 
     def _resolved(self, leaves: Sequence[Override]) -> dict[str, Any]:

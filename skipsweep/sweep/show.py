@@ -24,6 +24,8 @@ LINE_WIDTH = 200
 console = Console(highlight=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
 MAX_ROWS = 20
 """Rows of a live table; with more runs, only those that are running."""
+MAX_OPEN = 100
+"""Rows of unfinished runs in `skipsweep status`."""
 OBSERVE_EVERY_S = 1.0
 STYLE = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "preempted": "yellow"}
 
@@ -188,15 +190,19 @@ def result(run: RunDir, found: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ the skipsweep command
 
 
-def listing(rows: Sequence[Row]) -> Table:
-    """All runs."""
-    shown = table("run", "state", ">val loss", ">steps", ">time", "sweeps")
+def listing(rows: Sequence[Row]) -> None:
+    """All runs. Plain columns: laying out a table of a thousand rows takes rich a second."""
+    cells = [("run", "state", "val loss", "steps", "time", "sweeps")]
     for row in rows:
-        what = Text(row.state + (f" ({row.cause})" if row.cause else ""), STYLE.get(row.state, ""))
+        state_ = row.state + (f" ({row.cause})" if row.cause else "")
         steps = "-" if row.steps is None else str(row.steps)
         time_ = "-" if row.train_time_s is None else duration(row.train_time_s)
-        shown.add_row(row.run, what, number(row.val_loss), steps, time_, " ".join(row.sweeps))
-    return shown
+        cells.append((row.run, state_, number(row.val_loss), steps, time_, " ".join(row.sweeps)))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        name, state_, *figures, sweeps = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        figures = [figure.strip().rjust(width) for figure, width in zip(figures, widths[2:5], strict=True)]
+        print("  ".join([name, state_, *figures, sweeps]).rstrip())
 
 
 def status(found: Status) -> None:
@@ -206,7 +212,9 @@ def status(found: Status) -> None:
     console.print(", ".join(f"{n} {s}" for s, n in found.counts.items()) or "no runs yet")
     open_ = [one for one in found.runs if one.state != "done"]
     if open_:
-        console.print(runs(open_))
+        console.print(runs(open_[:MAX_OPEN]))
+    if len(open_) > MAX_OPEN:
+        console.print(f"... and {len(open_) - MAX_OPEN} more; all with --json")
     if found.arms:
         console.print(arms(found.arms))
     if found.sweeps:
