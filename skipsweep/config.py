@@ -317,7 +317,7 @@ class Record:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: by time alone."""
     checkpoint_seconds: float = 0.0
-    """Seconds of training between checkpoints; 0: by steps alone."""
+    """Seconds between checkpoints, or 20 times what one takes if that is more; 0: by steps alone."""
     keep: int = 2
     """Checkpoints kept while running, at least 2."""
 

@@ -15,6 +15,9 @@ from skipsweep.train import Boundary, Trainer
 MAX_ROWS = 500
 """Metric rows of a run whose `record.log_every` is 0, validations aside."""
 
+MIN_INTERVAL = 20
+"""Checkpoints by time are at least this many times as far apart as one takes: large models save less often."""
+
 
 class Recorder:
     """Turns boundaries into rows of metrics.jsonl, and states into checkpoints."""
@@ -22,7 +25,7 @@ class Recorder:
     def __init__(self, run: RunDir, config: RunConfig, lease: Lease, progress: Progress):
         self.run, self.config, self.lease, self.progress = run, config, lease, progress
         self._log_every = config.record.log_every or math.ceil(config.schedule.steps / MAX_ROWS)
-        self._saved_step, self._saved_at = 0, time.monotonic()
+        self._saved_step, self._saved_at, self._save_took = 0, time.monotonic(), 0.0
         self._from: tuple[int, float] | None = None  # step and training time at this attempt's first boundary
         self._now: dict[str, Any] = {"steps": config.schedule.steps, "loss": None, "val_loss": None}
 
@@ -84,8 +87,10 @@ class Recorder:
         """Write a checkpoint that the run can continue from."""
         self.lease.check()
         keep = max(2, self.config.record.keep)
+        started = time.monotonic()
         checkpoint.save(self.run.checkpoints, state, self.run.id, self.lease.attempt, keep)
         self._saved_step, self._saved_at = state["step"], time.monotonic()
+        self._save_took = self._saved_at - started
 
     # ---------------------------------------------------------------------------------------------------------- the end
 

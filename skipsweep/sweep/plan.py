@@ -15,6 +15,7 @@ from typing import Any
 from skipsweep import files, provenance
 from skipsweep.config import Config, Data, Paths, RunConfig, Sweep, leaves, recipe_of, world_size
 from skipsweep.data import prepare
+from skipsweep.data.corpus import open_corpus
 from skipsweep.errors import UserError
 from skipsweep.model import count
 from skipsweep.rundir import Multirun, RunDir, SweepDir
@@ -134,7 +135,7 @@ def _resolve(config: Config, corpora: dict[Any, Data]) -> RunConfig:
     if key not in corpora:
         root = prepare.data_root(config.paths)
         data = prepare.resolve(config.data, root)
-        passes = prepare.check_enough(data, config.schedule.steps, prepare.prepare(data, root))
+        passes = prepare.check_enough(data, config.schedule.steps, open_corpus(data, root))
         corpora[key] = replace(data, epochs=passes)
     run = identity.canonical(config, corpora[key])
     data_root = str(prepare.data_root(config.paths))
@@ -221,7 +222,8 @@ def _check_may_differ(plan: Plan) -> None:
     allowed = plan.sweep.may_differ
     if allowed is None or plan.baseline is None:
         return
-    allowed = [*allowed, "seed", "replicate"]
+    # The number of epochs that a run begins follows from its steps.
+    allowed = [*allowed, "seed", "replicate", "data.epochs"]
     arms = plan.arms()
     base = leaves(recipe_of(plan.configs[arms[plan.baseline][0].run]))
     for arm, points in arms.items():
@@ -230,7 +232,7 @@ def _check_may_differ(plan: Plan) -> None:
             if own.get(key) != base.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed):
                 raise UserError(
                     f"arm {arm} differs from the baseline {plan.baseline} in {key} "
-                    f"({base.get(key)} -> {own.get(key)}), which sweep.may_differ={plan.sweep.may_differ} does not allow"
+                    f"({base.get(key)} -> {own.get(key)}); sweep.may_differ={plan.sweep.may_differ} does not allow that"
                 )
 
 
