@@ -71,11 +71,8 @@ def test_every_file_says_what_it_is():
 
 def test_defaults_are_the_documented_ones(composer):
     config = composer([])
-    assert (config.skip_layers.layers, config.head_type.name, config.selection_method.name) == (
-        "none",
-        "add",
-        "late_to_early",
-    )
+    assert config.skip_layers.layers == ["two_thirds"]
+    assert (config.head_type.name, config.selection_method.name) == ("add", "late_to_early")
     assert (config.model.layers, config.data.name, config.schedule.name) == (8, "sotu", "trapezoid")
     assert (config.compute.device, config.logger.name, config.logger.mode) == ("cpu", "wandb", "offline")
 
@@ -87,7 +84,7 @@ def test_the_request_holds_what_was_asked_for():
     request = from_command_line(["-m", "experiment=demo", "plan=true", "retry=failed", "hydra.launcher.parallel=2"])
     assert request.command == ["launch.py", "-m", *request.overrides, "hydra.launcher.parallel=2"]
     assert request.overrides == ["experiment=demo", "plan=true", "retry=failed"]
-    assert request.launcher == {"name": "local", "parallel": 2, "detach": False}
+    assert request.launcher == {"name": "local", "parallel": 2}
     assert (request.plan, request.retry, request.multirun) == (True, "failed", True)
     assert list(request.sweep.arms) == ["none", "one", "two"]
 
@@ -179,9 +176,12 @@ def quiet_root():
 
 
 @pytest.fixture
-def launched(monkeypatch, quiet_root):
+def launched(monkeypatch, tmp_path, quiet_root):
     """Run launch.py in this process with a planner that keeps the request; returns (exit status, request)."""
     kept: list[LaunchRequest] = []
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
 
     def launch(*arguments, planner=lambda request: 0):
         def keep(request):
@@ -207,6 +207,7 @@ def test_one_run(launched):
     assert request.command == ["python", "launch.py", "skip_layers=[5,2]", "seed=3"]
     assert request.overrides == ["skip_layers.layers=[5,2]", "seed=3"]
     assert not request.multirun
+    assert list(Path.cwd().iterdir()) == []
     (point,) = expand(request.overrides, request.sweep, request.composer.options)
     assert request.config(point).skip_layers.layers == [5, 2]
 
@@ -265,6 +266,8 @@ def test_errors_of_planning(launched, capfd, monkeypatch, mode):
         (["--info", "defaults", "head_type=ad"], "head_type=ad: no such choice; did you mean add?"),
         (["--help", "head_type=ad"], "head_type=ad: no such choice; did you mean add?"),
         (["--cfg", "job", "-m"], "Only one of --run, --multirun, --cfg"),
+        (["head_type=5"], "head_type=5: head_type takes the name of one choice; valid: add"),
+        (["head_type.name=concat"], "a choice is made by its group; write head_type=concat"),
         (["-m", "hydra/sweeper=basic"], "leave hydra/sweeper=skipsweep as it is"),
         (["-cd", "nowhere"], "nowhere' not found"),
         (["-cn", "nowhere"], "Cannot find primary config 'nowhere'"),
@@ -304,7 +307,7 @@ def test_help_names_groups_and_flags_and_no_schema(launched, capfd):
         for name in parents:
             node = getattr(node, name)
         assert hasattr(node, last), key
-    assert {"plan", "retry", "hydra.launcher.parallel", "hydra.launcher.detach"} <= documented
+    assert {"plan", "retry", "hydra.launcher.parallel"} <= documented
 
 
 def test_examples_in_the_help_compose(launched, capfd):
@@ -365,7 +368,7 @@ def test_a_checkout_elsewhere_works_from_any_folder_and_leaves_nothing_there(tmp
     command = [sys.executable, "-W", "error", str(copy / "launch.py"), "-m", "skip_layers=1,[2,3]"]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
-    launcher = {"name": "local", "parallel": 1, "detach": False}
+    launcher = {"name": "local", "parallel": 1}
     assert done.stdout == f"{copy / 'skipsweep/sweep/entry.py'} {launcher} ['skip_layers=1,[2,3]']\n"
     assert done.returncode == 5
     assert list(elsewhere.iterdir()) == []

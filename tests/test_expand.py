@@ -96,7 +96,9 @@ def test_settings_outside_the_identity_can_be_swept_over():
 
 
 keys = st.sampled_from(["a", "b.c", "head_type", "+d", "seed", "e@f"])
-value = st.sampled_from(["1", "x", "1,2,3", "range(0,3)", "[1,2],[3]", "choice(a,b)", "'q,r',s", "null,true", "1.5", ""])
+value = st.sampled_from(
+    ["1", "x", "1,2,3", "range(0,3)", "[1,2],[3]", "choice(a,b)", "'q,r',s", "null,true", "1.5", ""]
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -100,6 +100,7 @@ def test_unreadable_overrides_say_how_to_write_them(text, told):
         ("skip_layers=none", "skip_layers.layers=none"),
         ("skip_layers=null", "skip_layers.layers=none"),
         ("skip_layers=input", "skip_layers.layers=input"),
+        ("skip_layers=two_thirds", "skip_layers.layers=two_thirds"),
         ("skip_layers=-1", "skip_layers.layers=-1"),  # for planning to refuse, by name
         ("skip_layers=2.5", "skip_layers.layers=2.5"),
     ],
@@ -114,6 +115,7 @@ def test_shorthands_become_the_leaf(typed, composed):
         "skip_layers=record",  # a choice of the group
         "skip_layers='my choice'",
         "skip_layers=topmost",
+        "skip_layers=two_thirds_of_it",
         "skip_layers=",
         "skip_layers={layers: 5}",
         "skip_layers=[5",  # for Hydra to complain of

@@ -168,7 +168,7 @@ def _flat(message: str) -> str:
 
 
 def _refused_by_hydra(error: ValueError) -> str | None:
-    """What Hydra says with a bare ValueError, of flags (`--cfg job -m`) or a defaults list; None if not Hydra says it."""
+    """What Hydra says with a bare ValueError, of flags (`--cfg job -m`) or a defaults list; None if another said it."""
     *_, (frame, _line) = walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__"))
     if not module.startswith("hydra."):

@@ -9,13 +9,14 @@ from typing import Any
 
 from skipsweep import provenance
 from skipsweep.analyze import arms
+from skipsweep.config import world_size
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep import show
 from skipsweep.sweep.expand import expand
-from skipsweep.sweep.local import Pool
+from skipsweep.sweep.local import PREEMPTED, Pool
 from skipsweep.sweep.plan import Plan, Wanted
 from skipsweep.sweep.request import LaunchRequest
 
@@ -28,24 +29,20 @@ def launch(request: LaunchRequest) -> int:
     Raises UserError before anything is started.
     """
     plan = make_plan(request)
+    _check_torchrun(plan)
     show_plan(plan, request)
-    if request.plan:
-        return 0
-    planning.freeze(plan, request.retry)
-    todo = plan.to_run(request.retry)
-    if _under_torchrun():
-        return _execute_here(plan, todo)
-    interrupted = _execute(plan, todo, _parallel(request))
-    return _conclude(plan, interrupted, request)
+    todo = [] if request.plan else plan.to_run(request.retry)
+    if not request.plan:
+        planning.freeze(plan, request.retry)
+    interrupted = _execute_here(plan, todo) if _under_torchrun() else _execute(plan, todo, _parallel(request))
+    return 0 if request.plan else _conclude(plan, interrupted, request)
 
 
 def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
     points = expand(request.overrides, request.sweep, request.composer.options)
     single = len(points) == 1 and not request.multirun and not request.sweep.arms
-    wanted = [
-        Wanted(point.arm, request.composer(point.overrides), point.overrides, tuple(point.axes)) for point in points
-    ]
+    wanted = [Wanted(point.arm, request.config(point), point.overrides, tuple(point.axes)) for point in points]
     return planning.make(wanted, shlex.join(request.command), single)
 
 
@@ -82,7 +79,7 @@ def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
     if alone:
         pool.execute(lambda: None)
     else:
-        with show.Watch(runs) as watch:
+        with show.Watch(runs, plan.observations) as watch:
             pool.execute(watch.tick)
     return pool.stopping
 
@@ -102,12 +99,12 @@ def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
         _show_single(runs[0])
     else:
         show.console.print(show.arms(arms.of_sweep(plan.multirun, plan.name)))
-        show.console.print(f"sweep: {plan.multirun.sweep(plan.name).path}")
+        show.place("sweep", plan.multirun.sweep(plan.name).path)
     failed = [seen for seen in plan.observations.values() if seen.state == "failed"]
     if failed and plan.name is not None:
         show.console.print(show.runs(failed))
     if interrupted:
-        show.console.print(f"interrupted; to continue: {shlex.join(request.command)}")
+        show.console.print(f"interrupted; to continue: {shlex.join(request.command)}", soft_wrap=True)
         return INTERRUPTED
     return 0 if all(seen.state == "done" for seen in plan.observations.values()) else 1
 
@@ -118,19 +115,39 @@ def _show_single(run: RunDir) -> None:
         show.result(run, found)
     else:
         show.console.print(show.runs([seen]))
-        show.console.print(f"run: {run.path}")
+        show.place("run", run.path)
+
+
+def _started() -> int:
+    """Processes that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _under_torchrun() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _started() > 1
 
 
-def _execute_here(plan: Plan, todo: Sequence[str]) -> int:
-    """Under torchrun the processes are there already: the other ranks wait for the run that rank 0 names."""
+def _check_torchrun(plan: Plan) -> None:
+    """Raise UserError where torchrun's processes do not fit the plan."""
+    if not _under_torchrun():
+        return
     if len(plan.configs) > 1:
         raise UserError(
             "torchrun starts the processes of one run; start a sweep without it (compute.processes, compute.gpus)"
         )
+    asked = world_size(next(iter(plan.configs.values())).compute)
+    if asked != _started():
+        raise UserError(
+            f"torchrun has started {_started()} processes, but compute.nodes, compute.gpus and compute.processes ask "
+            f"for {asked}; make them agree"
+        )
+
+
+def _execute_here(plan: Plan, todo: Sequence[str]) -> bool:
+    """Under torchrun the processes are there already: the other ranks wait for the run that rank 0 names, if any.
+
+    Returns whether it was interrupted.
+    """
     from skipsweep import job  # imports torch, which plans do without
 
-    return job.lead(plan.multirun.run(todo[0]) if todo else None)
+    return job.lead(plan.multirun.run(todo[0]) if todo else None) == PREEMPTED

@@ -31,6 +31,7 @@ class Execution:
     processes: list[subprocess.Popen[bytes]]
     log: Path | None
     rendezvous: tempfile.TemporaryDirectory[str]
+    started: float = field(default_factory=time.time)
 
     def poll(self) -> int | None:
         """None while it runs; else 0 or the first exit code that was not."""
@@ -84,8 +85,8 @@ def _environment(code: Path | None, threads: int) -> dict[str, str]:
     env = dict(os.environ)
     env["SKIPSWEEP_PARENT"] = str(os.getpid())
     env["SKIPSWEEP_THREADS"] = env["OMP_NUM_THREADS"] = str(threads)
-    if code is not None:
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), env.get("PYTHONPATH")]))
+    # Without frozen sources those that we run ourselves: another checkout may be the one installed.
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code or provenance.CHECKOUT), env.get("PYTHONPATH")]))
     return env
 
 
@@ -94,7 +95,7 @@ def conclude(execution: Execution, exit_code: int) -> None:
     run = execution.run
     execution.close()
     seen = observe(run)
-    if exit_code in (PREEMPTED, HELD) or seen.state in FINAL or seen.is_live:
+    if exit_code in (PREEMPTED, HELD) or seen.is_live or (seen.state in FINAL and _is_new(execution)):
         return
     if exit_code == 0:
         cause, message = "exception", "the process ended without a result"
@@ -104,6 +105,11 @@ def conclude(execution: Execution, exit_code: int) -> None:
         cause, message = "exception", _last_line(execution.log) or f"exit code {exit_code}"
     log = str(execution.log) if execution.log else None
     run.write_status("failed", cause=cause, message=message, attempt=execution.attempt, log=log, ended=time.time())
+
+
+def _is_new(execution: Execution) -> bool:
+    """Whether the run's status is this attempt's, not that of a failure which is being tried again."""
+    return execution.run.read_status().get("time", 0.0) >= execution.started
 
 
 def _killed(number: int) -> str:

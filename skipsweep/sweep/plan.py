@@ -7,7 +7,8 @@ in their seed.
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Plan:
     """Run name -> frozen configuration, in order of first mention."""
     baseline: str | None
     command: str
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """plan.json as an earlier launch of this sweep left it."""
     observations: dict[str, Observation] = field(default_factory=dict)
 
     def to_run(self, retry: str) -> list[str]:
@@ -100,6 +103,7 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     """
     if not wanted:
         raise UserError("the sweep has no points")
+    _check_axes(wanted)
     first = wanted[0].config
     multirun = Multirun(resolve_folder(first.paths.multirun))
     corpora: dict[Any, Data] = {}
@@ -112,14 +116,34 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
         points.append(_point(point, run, name))
     points = _merge(points)
     sweep = first.sweep
-    name = None if single else _sweep_name(sweep, points, wanted)
+    name = None if single and sweep.name is None else _sweep_name(sweep, points, wanted)
     plan = Plan(multirun, sweep, name, points, configs, None, command)
-    plan.baseline = _baseline(plan)
-    _check_runs(plan)
-    _check_extension(plan)
-    _check_may_differ(plan)
-    plan.observe()
+    with _accessible(multirun):
+        if name is not None:
+            plan.before = files.read_json(multirun.sweep(name).plan) or {}
+        plan.baseline = _baseline(plan)
+        _check_runs(plan)
+        _check_extension(plan)
+        _check_may_differ(plan)
+        plan.observe()
     return plan
+
+
+@contextmanager
+def _accessible(multirun: Multirun) -> Iterator[None]:
+    """Raise UserError where the folder of runs cannot be read or written."""
+    try:
+        yield
+    except OSError as problem:
+        where = problem.filename or multirun.path
+        raise UserError(f"cannot use {where}: {problem.strerror}; set paths.multirun to another folder") from problem
+
+
+def _check_axes(wanted: Sequence[Wanted]) -> None:
+    """Raise UserError for a sweep over what belongs to the whole sweep."""
+    for key in dict.fromkeys(key for point in wanted for key in point.axes):
+        if key in ("plan", "retry") or key.startswith(("sweep.", "paths.")):
+            raise UserError(f"{key} cannot be swept over: it belongs to the whole sweep")
 
 
 def resolve_folder(path: str) -> Path:
@@ -178,12 +202,14 @@ def _sweep_name(sweep: Sweep, points: list[Point], wanted: Sequence[Wanted]) -> 
 
 
 def _baseline(plan: Plan) -> str | None:
-    """The arm that others are compared with: the declared one, else the first without sources, else the first."""
+    """The arm that others are compared with: the declared one, else the one the sweep was begun with, else the first
+    without sources, else the first."""
     arms = plan.arms()
-    declared = plan.sweep.baseline
+    declared = plan.sweep.baseline or plan.before.get("baseline")
     if declared is not None:
-        if declared not in arms:
-            raise UserError(f"sweep.baseline={declared} is no arm of this sweep; valid: {', '.join(arms)}")
+        valid = dict.fromkeys([*(arm for arm, *_ in _known_points(plan.before)), *arms])
+        if declared not in valid:
+            raise UserError(f"sweep.baseline={declared} is no arm of this sweep; valid: {', '.join(valid)}")
         return declared
     return next((arm for arm, points in arms.items() if not points[0].sources), next(iter(arms)))
 
@@ -201,9 +227,7 @@ def _check_runs(plan: Plan) -> None:
 
 def _check_extension(plan: Plan) -> None:
     """Raise UserError where a sweep of this name has the same point as another run: an arm keeps its meaning."""
-    if plan.name is None:
-        return
-    known = _known_points(files.read_json(plan.multirun.sweep(plan.name).plan) or {})
+    known = _known_points(plan.before)
     for point in plan.points:
         run = known.get(point.key, {}).get("run", point.run)
         if run != point.run:
@@ -219,21 +243,35 @@ def _known_points(document: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str
 
 def _check_may_differ(plan: Plan) -> None:
     """Raise UserError where an arm differs from the baseline in more than the sweep declares."""
-    allowed = plan.sweep.may_differ
-    if allowed is None or plan.baseline is None:
+    declared = _of_sweep(plan, "may_differ")
+    if declared is None or plan.baseline is None:
         return
     # The number of epochs that a run begins follows from its steps.
-    allowed = [*allowed, "seed", "replicate", "data.epochs"]
-    arms = plan.arms()
-    base = leaves(recipe_of(plan.configs[arms[plan.baseline][0].run]))
-    for arm, points in arms.items():
-        own = leaves(recipe_of(plan.configs[points[0].run]))
-        for key in own.keys() | base.keys():
+    allowed = [*declared, "seed", "replicate", "data.epochs"]
+    base = _settings_of_arm(plan, plan.baseline)
+    for arm in plan.arms():
+        own = _settings_of_arm(plan, arm)
+        for key in sorted(own.keys() | base.keys()):
             if own.get(key) != base.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed):
                 raise UserError(
                     f"arm {arm} differs from the baseline {plan.baseline} in {key} "
-                    f"({base.get(key)} -> {own.get(key)}); sweep.may_differ={plan.sweep.may_differ} does not allow that"
+                    f"({base.get(key)} -> {own.get(key)}); sweep.may_differ={declared} does not allow that"
                 )
+
+
+def _settings_of_arm(plan: Plan, arm: str) -> dict[str, Any]:
+    """Those of its first point; the arm may be one of an earlier launch."""
+    run = next((point.run for point in plan.points if point.arm == arm), None)
+    if run is not None:
+        return leaves(recipe_of(plan.configs[run]))
+    run = next(known["run"] for key, known in _known_points(plan.before).items() if key[0] == arm)
+    return leaves(recipe_of(plan.multirun.run(run).read_config()))
+
+
+def _of_sweep(plan: Plan, key: str) -> Any:
+    """What this launch says of its sweep, else what an earlier one said."""
+    value = getattr(plan.sweep, key)
+    return plan.before.get(key, value) if value in (None, {}) else value
 
 
 # ------------------------------------------------------------------------------------------------------------- estimate
@@ -275,7 +313,7 @@ def freeze(plan: Plan, retry: str) -> None:
 
     Raises UserError where the disk is full or multirun/ cannot be written, with nothing started.
     """
-    try:
+    with _accessible(plan.multirun):
         _check_space(plan, retry)
         for name in plan.configs:
             if plan.observations[name].state not in ("done", "running"):
@@ -283,8 +321,6 @@ def freeze(plan: Plan, retry: str) -> None:
         if plan.name is not None:
             _freeze_sweep(plan, plan.multirun.sweep(plan.name))
         _note_serves(plan)
-    except OSError as problem:
-        raise UserError(f"cannot write {problem.filename or plan.multirun.path}: {problem.strerror}") from problem
 
 
 def _freeze_run(run: RunDir, config: RunConfig) -> None:
@@ -312,16 +348,17 @@ def _freeze_sweep(plan: Plan, folder: SweepDir) -> None:
     """Write plan.json, uniting it with an earlier one of the same name: that is how a sweep is extended."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.path):
-        before = files.read_json(folder.plan) or {}
-        files.write_json(folder.plan, _sweep_document(plan, before))
+        plan.before = files.read_json(folder.plan) or {}
+        _check_extension(plan)  # once more: another launcher may have been at it since
+        files.write_json(folder.plan, _sweep_document(plan))
 
 
-def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
+def _sweep_document(plan: Plan) -> dict[str, Any]:
+    before = plan.before
     points = _known_points(before) | {point.key: _point_document(point) for point in plan.points}
-    sweep = plan.sweep
     return {
         "name": plan.name,
-        **{key: getattr(sweep, key) for key in ("question", "source", "target", "may_differ", "published")},
+        **{key: _of_sweep(plan, key) for key in ("question", "source", "target", "may_differ", "published")},
         "baseline": plan.baseline,
         "points": list(points.values()),
         "commands": [*before.get("commands", []), plan.command][-50:],

@@ -15,8 +15,6 @@ class LocalLauncher:
     name: str = "local"
     parallel: int = 1
     """Runs at a time; they share the machine's cores."""
-    detach: bool = False
-    """Start the runs and return at once."""
 
 
 LAUNCHERS: dict[str, type] = {"local": LocalLauncher}

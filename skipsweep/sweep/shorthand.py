@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipsweep.errors import UserError
-from skipsweep.sweep import grammar
+from skipsweep.sweep import grammar, select
 
 GROUP = "skip_layers"
 LEAF = "skip_layers.layers"
 _PREFIX = f"{GROUP}="
-_WORD = re.compile(r"none|input|extra|last|top\d+|[+-]?\d+")
-FORMS = "none, a layer (11), a list ([11,10]), topN, input"
+_WORD = re.compile(rf"none|{'|'.join(select.NAMED_SOURCES)}|{select.TWO_THIRDS}|top\d+|[+-]?\d+")
+FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input"
 """What skip_layers takes besides the group's choices."""
 
 

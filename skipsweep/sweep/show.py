@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,7 +22,8 @@ from skipsweep.sweep.plan import Plan
 LINE_WIDTH = 200
 """Columns where there is no terminal: nothing is to be folded in a log."""
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
+"""Takes text as it is: the brackets of `skip_layers=[input,2]` are no markup."""
 MAX_ROWS = 20
 """Rows of a live table; with more runs, only those that are running."""
 MAX_OPEN = 100
@@ -49,7 +51,7 @@ def state(seen: Observation) -> Text:
 def plan(made: Plan, todo: Sequence[str], seconds: float | None) -> None:
     """Points, runs, what is finished, what will run and how long that takes."""
     if made.name is not None:
-        console.print(f"[bold]sweep {made.name}[/]" + (f": {made.sweep.question}" if made.sweep.question else ""))
+        headline(made.name, made.sweep.question)
     shown = table("arm", "layers", ">seed", "run", "state")
     for point in made.points[:MAX_ROWS]:
         seen = made.observations[point.run]
@@ -75,7 +77,21 @@ def summary(made: Plan, todo: Sequence[str], seconds: float | None) -> str:
         time_left = "; time unknown until measured"
     else:
         time_left = f"; about {duration(seconds)}"
-    return f"{len(made.points)} points, {len(made.configs)} runs: {', '.join(parts)}{time_left}"
+    return f"{_count(made.points, 'point')}, {_count(made.configs, 'run')}: {', '.join(parts)}{time_left}"
+
+
+def _count(things: Sized, what: str) -> str:
+    return f"{len(things)} {what}" + ("" if len(things) == 1 else "s")
+
+
+def headline(sweep: str, question: str | None) -> None:
+    """A sweep's name and question."""
+    console.print(Text(f"sweep {sweep}", "bold").append(f": {question}" if question else "", "not bold"))
+
+
+def place(what: str, path: Path) -> None:
+    """Where something lies, never folded: to be copied from the terminal."""
+    console.print(f"{what}: {path}", soft_wrap=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------- live
@@ -84,10 +100,11 @@ def summary(made: Plan, todo: Sequence[str], seconds: float | None) -> str:
 class Watch:
     """Follows runs: a live table on a terminal, else a line whenever a run's state changes."""
 
-    def __init__(self, runs: Sequence[RunDir]):
+    def __init__(self, runs: Sequence[RunDir], known: Mapping[str, Observation]):
+        """`known`: what has been said of the runs already."""
         self._runs = runs
         self._next = 0.0
-        self._seen: dict[str, str] = {}
+        self._seen = {run: one.state for run, one in known.items()}
         self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Watch":
@@ -183,7 +200,7 @@ def result(run: RunDir, found: dict[str, Any]) -> None:
     for label, value in found["lambdas"].items():
         shown.add_row(label, f"{value:+.4f}")
     console.print(shown)
-    console.print(f"run: {run.path}")
+    place("run", run.path)
     console.print("look: metrics.jsonl (rows), result.json, log/; `skipsweep compare RUN RUN`, `skipsweep list`")
 
 
@@ -208,7 +225,7 @@ def listing(rows: Sequence[Row]) -> None:
 def status(found: Status) -> None:
     """Counts, what is not finished, and a sweep's arms."""
     if found.sweep:
-        console.print(f"[bold]sweep {found.sweep}[/]" + (f": {found.question}" if found.question else ""))
+        headline(found.sweep, found.question)
     console.print(", ".join(f"{n} {s}" for s, n in found.counts.items()) or "no runs yet")
     open_ = [one for one in found.runs if one.state != "done"]
     if open_:
