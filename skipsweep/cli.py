@@ -117,7 +117,7 @@ def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
         return _print_json(found)
     from skipsweep.sweep import show
 
-    show.records([found])
+    show.corpora([found])
 
 
 @data_app.command("info")
@@ -130,7 +130,7 @@ def data_info(as_json: Json = False, root: Annotated[str | None, typer.Option(he
         return _print_json(found)
     from skipsweep.sweep import show
 
-    show.records(found)
+    show.corpora(found)
 
 
 @data_app.command("verify")
@@ -144,8 +144,8 @@ def data_verify(as_json: Json = False, root: Annotated[str | None, typer.Option(
     else:
         from skipsweep.sweep import show
 
-        show.records(found)
-    if any(not one["ok"] for one in found):
+        show.shards(found)
+    if any(one["problem"] for one in found):
         raise typer.Exit(1)
 
 

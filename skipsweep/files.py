@@ -38,13 +38,13 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
 def create_exclusively(path: Path, content: bytes) -> bool:
     """Create `path` with all its content, or return False if it exists: exactly one of several writers succeeds."""
     tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    tmp.write_bytes(content)
     try:
+        tmp.write_bytes(content)
         os.link(tmp, path)  # atomic on local and on network file systems, and never overwrites
     except FileExistsError:
         return False
     finally:
-        tmp.unlink()
+        tmp.unlink(missing_ok=True)
     return True
 
 
@@ -58,7 +58,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def fsync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
+    fsync(folder)
+
+
+def fsync(path: Path) -> None:
+    """Make what was written to a file survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from skipsweep import checkpoint, distributed, files, lease, provenance
 from skipsweep.config import RunConfig, recipe_of
@@ -36,8 +37,8 @@ from skipsweep.train import Boundary, NonFinite, Trainer
 DONE, FAILED, PREEMPTED, HELD = 0, 1, 75, 76
 """Exit codes of a job."""
 
-AGREE_EVERY_GPU = 16
-"""Steps between two looks at each other's signals on GPUs, where every look waits for the device."""
+AGREE_EVERY = {"cpu": 1, "cuda": 16}
+"""Steps between two looks at each other's signals: on a GPU every look waits for the device."""
 
 MIRROR_TIMEOUT_S = 30.0
 """Longest that a run waits for wandb at its end."""
@@ -53,12 +54,18 @@ class StopSignal:
         self.reason: str | None = None
         self._pid = os.getpid()
         self._parent = int(os.environ.get("SKIPSWEEP_PARENT", "0"))
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
+    def __enter__(self) -> "StopSignal":
         """Take over SIGTERM, SIGINT and SIGUSR2. Only the main thread of a process may."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: Any) -> None:
         if os.getpid() == self._pid:
@@ -72,19 +79,32 @@ class StopSignal:
 
 def execute(run: RunDir, progress: Progress | None = None) -> int:
     """Train `run` to its end, or until a signal; returns an exit code. Every rank of the run calls this."""
-    stop = StopSignal()
-    stop.install()
+    with StopSignal() as stop:
+        return _execute(run, stop, progress)
+
+
+def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> int:
     config = run.read_config()
     _set_threads(config)
     try:
         world = distributed.join(config.compute)
     except UserError as problem:
-        run.write_status("failed", cause="config", message=str(problem))
-        return _say(str(problem), FAILED)
+        return _refuse(run, problem)
     try:
         return _lead(run, config, world, stop, progress) if world.is_leader else _follow(run, config, world, stop)
     finally:
         distributed.leave()
+
+
+def _refuse(run: RunDir, problem: UserError) -> int:
+    """Say in status.json why nothing was started, unless somebody executes the run or has finished it."""
+    if not distributed.is_follower():
+        with contextlib.suppress(lease.Held):
+            held = lease.acquire(run)
+            if not _is_finished(run):
+                run.write_status("failed", cause="config", message=str(problem))
+            held.release()
+    return _say(str(problem), FAILED)
 
 
 def _set_threads(config: RunConfig) -> None:
@@ -102,7 +122,7 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
     except lease.Held as other:
         world.broadcast(None)
         return _say(f"{run.name} is being executed by {other}", HELD)
-    if run.read_status()["state"] == "done":  # finished by another launcher a moment ago
+    if _is_finished(run):
         world.broadcast(None)
         held.release()
         return DONE
@@ -127,19 +147,37 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
         state = ("failed", {"cause": cause, "message": message})
     finally:
         progress.close()
-    _conclude(run, held, mirror, state[0], {**facts, **state[1], "ended": time.time()})
-    return {"done": DONE, "preempted": PREEMPTED, "failed": FAILED}[state[0]]
+    code = _conclude(run, held, mirror, state[0], {**facts, **state[1], "ended": time.time()})
+    if state[0] != "failed":
+        world.broadcast("concluded")
+    return code
 
 
-def _conclude(run: RunDir, held: lease.Lease, mirror: Mirror | None, state: str, details: dict[str, Any]) -> None:
-    """Publish the outcome. Where even that fails (disk full), the exit code still tells the launcher."""
+def _is_finished(run: RunDir) -> bool:
+    """Whether another launcher, or an earlier attempt that ended between its result and its status, has done it all.
+    Only for the holder of the lease, who makes good what is missing."""
+    if run.read_status()["state"] == "done":
+        return True
+    result = files.read_json(run.result)
+    if result is None:
+        return False
+    checkpoint.prune(run.checkpoints, checkpoint.steps(run.checkpoints)[0], keep=1)
+    run.write_status("done", attempt=result["attempt"], ended=time.time())
+    return True
+
+
+def _conclude(run: RunDir, held: lease.Lease, mirror: Mirror | None, state: str, details: dict[str, Any]) -> int:
+    """Publish the outcome; returns the exit code. Where even that fails (disk full), it still tells the launcher."""
     try:
         held.check()
         run.write_status(state, **details)
         _close(mirror)
         held.release()
-    except (OSError, lease.LeaseLost) as problem:
-        _say(f"status could not be written: {problem}", FAILED)
+    except lease.LeaseLost as problem:
+        return _say(str(problem), HELD)
+    except OSError as problem:
+        return _say(f"status could not be written: {problem}", FAILED)
+    return {"done": DONE, "preempted": PREEMPTED, "failed": FAILED}[state]
 
 
 def _follow(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> int:
@@ -147,7 +185,9 @@ def _follow(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> i
     if world.broadcast(None) is None:  # somebody else executes it, or has finished it
         return DONE
     try:
-        return DONE if _train(run, config, world, stop, None) else PREEMPTED
+        finished = _train(run, config, world, stop, None)
+        world.broadcast(None)  # whoever starts processes may end them all when one has ended: rank 0 comes first
+        return DONE if finished else PREEMPTED
     except BaseException:
         traceback.print_exc()
         return FAILED
@@ -173,8 +213,9 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
 def _should_stop(trainer: Trainer, boundary: Boundary, stop: StopSignal, recorder: Recorder | None) -> bool:
     """Whether all ranks stop at this boundary, because one of them was told to. Saves first; saves too
     when it is time."""
-    world = trainer.world
-    if world.device.type == "cuda" and boundary.step % AGREE_EVERY_GPU:
+    world, every = trainer.world, trainer.config.record.checkpoint_every
+    by_step = bool(every) and boundary.step % every == 0
+    if boundary.step % AGREE_EVERY[world.device.type] and not by_step:
         return False
     due = recorder is not None and recorder.checkpoint_due(boundary.step)
     votes = torch.tensor([float(stop.reason is not None), float(due)], device=world.device)
@@ -308,10 +349,10 @@ def follow() -> int:
     return execute(RunDir(Path(path))) if path else DONE
 
 
-def _torchrun_store() -> torch.distributed.Store:
+def _torchrun_store() -> TCPStore:
     """The key-value store that torchrun's agent keeps for its processes."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return torch.distributed.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(minutes=10))
+    return TCPStore(address, port, is_master=False, timeout=datetime.timedelta(minutes=10))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ died is succeeded by attempt K + 1. A holder that was only asleep finds K + 1 th
 (`check`): no file has to be taken away from anybody, so there is no window in which two hold the same lease.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -59,13 +60,13 @@ def next_attempt(run: RunDir) -> int:
     return _newest_attempt(run) + 1
 
 
-def is_live(lease: dict[str, Any] | None, age_s: float | None = None) -> bool:
-    """Whether the holder may still be working. `age_s`: since the last heartbeat; None: by our own clock."""
+def is_live(run: RunDir, lease: dict[str, Any] | None) -> bool:
+    """Whether the holder, as `newest` told, may still be working."""
     if not lease or lease.get("released"):
         return False
-    if lease["host"] == socket.gethostname() and not _same_process(lease["pid"], lease.get("pid_start")):
-        return False
-    return (time.time() - lease["beat"] if age_s is None else age_s) < EXPIRY_S
+    if lease["host"] != socket.gethostname():
+        return _age_s(run, lease["attempt"]) < EXPIRY_S
+    return _same_process(lease["pid"], lease.get("pid_start")) and time.time() - lease["beat"] < EXPIRY_S
 
 
 @dataclass
@@ -103,12 +104,12 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                self.check()
-                self._write()
+                # A full or absent file system for a moment is no matter: the beats before it still count.
+                with contextlib.suppress(OSError):
+                    self.check()
+                    self._write()
             except LeaseLost:
                 return
-            except OSError:
-                continue  # a full or absent file system for a moment: the beats before it still count
             if self.on_beat:
                 self.on_beat()
 
@@ -118,7 +119,7 @@ class Lease:
 
     def _write(self, released: bool = False) -> None:
         content = {**self.content, "beat": time.time(), "progress": dict(self.progress), "released": released}
-        files.write_json(_path(self.run, self.attempt), content)
+        files.write_json(_path(self.run, self.attempt), content, durable=False)  # a power cut ends the holder as well
 
 
 def acquire(run: RunDir) -> Lease:
@@ -128,7 +129,7 @@ def acquire(run: RunDir) -> Lease:
     """
     run.leases.mkdir(parents=True, exist_ok=True)
     holder = newest(run)
-    if holder and is_live(holder, _age_s(run, holder["attempt"])):
+    if holder and is_live(run, holder):
         raise Held(holder)
     attempt = (holder["attempt"] if holder else 0) + 1
     content = _claim(attempt)
@@ -167,19 +168,27 @@ def _newest_attempt(run: RunDir) -> int:
 
 
 def _age_s(run: RunDir, attempt: int) -> float:
-    """Seconds since the last heartbeat, both ends by the file server's clock: another machine's may be minutes off."""
+    """Seconds since the last heartbeat, both ends by the file server's clock: another machine's may be minutes off.
+
+    Who may not write there asks the own clock.
+    """
+    beat = _path(run, attempt).stat().st_mtime
     probe = run.leases / f".clock-{uuid.uuid4().hex}"
-    probe.touch()
     try:
-        return probe.stat().st_mtime - _path(run, attempt).stat().st_mtime
-    finally:
+        probe.touch()
+        now = probe.stat().st_mtime
         probe.unlink()
+    except OSError:
+        now = time.time()
+    return now - beat
 
 
 def _pid_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; tells a reused pid from the old one. None off Linux."""
+    """Start time of a process in clock ticks since boot; tells a reused pid from the old one. None off Linux, and for
+    one that has ended but is still listed because nobody has asked how (containers often lack who would)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return None
 

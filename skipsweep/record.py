@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from skipsweep import checkpoint, files
@@ -34,7 +35,8 @@ class Recorder:
     def record(self, trainer: Trainer, boundary: Boundary) -> None:
         """Write the row that is due at this boundary, and show where the run stands."""
         last = boundary.step == self.config.schedule.steps
-        if boundary.step % self._log_every == 0 or boundary.val_loss is not None or last:
+        due = boundary.step % self._log_every == 0 or boundary.val_loss is not None or last
+        if due and not trainer.halted:  # a step that was not applied has no row
             self.lease.check()
             row = self._row(trainer, boundary)
             files.append_row(self.run.metrics, row)
@@ -76,8 +78,9 @@ class Recorder:
         every, seconds = self.config.record.checkpoint_every, self.config.record.checkpoint_seconds
         if step in (self._saved_step, self.config.schedule.steps):
             return False
+        interval = max(seconds, MIN_INTERVAL * self._save_took)
         by_step = bool(every) and step % every == 0
-        return by_step or (bool(seconds) and time.monotonic() - self._saved_at >= seconds)
+        return by_step or (bool(seconds) and time.monotonic() - self._saved_at >= interval)
 
     def resumed(self, step: int) -> None:
         """Tell that the run goes on from the checkpoint of `step`."""
@@ -86,18 +89,28 @@ class Recorder:
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint that the run can continue from."""
         self.lease.check()
-        keep = max(2, self.config.record.keep)
         started = time.monotonic()
-        checkpoint.save(self.run.checkpoints, state, self.run.id, self.lease.attempt, keep)
+        if self.run.metrics.exists():
+            files.fsync(self.run.metrics)  # the next attempt writes none of the rows up to here again
+        self._save(state, self._keep, checkpoint.PARTS)
         self._saved_step, self._saved_at = state["step"], time.monotonic()
         self._save_took = self._saved_at - started
+
+    @property
+    def _keep(self) -> int:
+        return max(2, self.config.record.keep)
+
+    def _save(self, state: dict[str, Any], keep: int, parts: tuple[str, ...]) -> Path:
+        attempt, check = self.lease.attempt, self.lease.check
+        return checkpoint.save(self.run.checkpoints, state, self.run.id, attempt, keep, parts, check)
 
     # ---------------------------------------------------------------------------------------------------------- the end
 
     def finish(self, trainer: Trainer, state: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         """Write the final weights and result.json; returns the result."""
         self.lease.check()
-        checkpoint.save(self.run.checkpoints, state, self.run.id, self.lease.attempt, keep=1, parts=("model",))
+        # Until the result stands, the run may have to go on from an earlier checkpoint, which is whole.
+        weights = self._save(state, self._keep + 1, ("model",))
         curve = [
             {key: row[key] for key in ("step", "tokens", "train_time_s", "val/loss")}
             for row in self.run.read_metrics()
@@ -114,5 +127,7 @@ class Recorder:
             "lambdas": trainer.lambdas(),
             "val_curve": curve,
         }
+        self.lease.check()
         files.write_json(self.run.result, result)
+        checkpoint.prune(self.run.checkpoints, weights, keep=1)
         return result

@@ -19,6 +19,7 @@ from skipsweep.config import RunConfig, from_dict, to_dict
 
 STATES = ("planned", "submitted", "running", "preempted", "done", "failed")
 """States of a run. `done` and `failed` are final until somebody asks for a retry."""
+RESERVE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class RunDir:
     def mirror(self) -> Path:
         return self.path / "wandb"
 
+    @property
+    def reserve(self) -> Path:
+        return self.path / ".reserve"
+
     def log(self, attempt: int, stream: str) -> Path:
         """Log file of an attempt; `stream` is `out` or `err`."""
         return self.path / "log" / f"attempt-{attempt}.{stream}"
@@ -95,14 +100,24 @@ class RunDir:
         return from_dict(RunConfig, files.read_yaml(self.config))
 
     def write_status(self, state: str, durable: bool = True, **details: Any) -> None:
-        """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended."""
+        """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended.
+
+        A running run sets some space aside, so that a full disk can be told as the cause of its end.
+        """
         if state not in STATES:
             raise ValueError(f"no such state: {state}")
+        if state == "running":
+            files.write_bytes(self.reserve, bytes(RESERVE_BYTES), durable=False)
+        else:
+            self.reserve.unlink(missing_ok=True)
         files.write_json(self.status, {"state": state, "time": time.time(), **details}, durable)
 
     def read_status(self) -> dict[str, Any]:
-        """status.json, or `{"state": "planned"}` where it is missing."""
-        return files.read_json(self.status) or {"state": "planned"}
+        """status.json, or `{"state": "planned"}` where it is missing, or torn by a power cut."""
+        try:
+            return files.read_json(self.status) or {"state": "planned"}
+        except ValueError:
+            return {"state": "planned"}
 
     def note_serves(self, points: dict[str, Any]) -> None:
         """Note which points of which sweeps this run serves, beside what other sweeps noted: serves.json.
@@ -115,12 +130,17 @@ class RunDir:
                 files.write_json(self.serves, {**noted, **points}, durable=False)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """One row per step and kind, in order of steps: of rows that a later attempt wrote again, the last counts."""
+        """One row per step, in order of steps: of rows that a later attempt wrote again, its own count."""
         latest: dict[int, dict[str, Any]] = {}
         for row in files.read_rows(self.metrics):
-            if isinstance(row.get("step"), int):
-                latest[row["step"]] = row
+            step = row.get("step")
+            if isinstance(step, int) and _attempt(row) >= _attempt(latest.get(step, {})):
+                latest[step] = row
         return [latest[step] for step in sorted(latest)]
+
+
+def _attempt(row: dict[str, Any]) -> int:
+    return row.get("attempt", 0)
 
 
 @dataclass(frozen=True)

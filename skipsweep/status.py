@@ -32,15 +32,15 @@ class Observation:
 
 def observe(run: RunDir) -> Observation:
     """Look at one run."""
-    status = files.read_json(run.status)
-    if status is None:
-        return Observation(run.name, "planned" if run.path.exists() else "new")
+    if not run.path.exists():
+        return Observation(run.name, "new")
+    status = run.read_status()
     state = status["state"]
     common = {key: status.get(key) for key in ("cause", "message", "log")}
     if state in FINAL:
         return Observation(run.name, state, **common)
     holder = lease.newest(run)
-    live = lease.is_live(holder)
+    live = lease.is_live(run, holder)
     if live:
         state = "running"
     elif state == "running":

@@ -25,8 +25,8 @@ from skipsweep.optim.schedule import lr_factor
 
 # B sequences of a micro-batch, T tokens of a sequence
 
-NONFINITE_CHECK_EVERY = 16
-"""Steps between two looks of the host at the device's non-finite flag (on CPU: every step)."""
+LOOK_EVERY = {"cpu": 1, "cuda": 16}
+"""Steps between two looks of the host at the device's non-finite flag: a GPU would have to wait for it."""
 
 
 class NonFinite(Exception):
@@ -110,13 +110,14 @@ class Trainer:
         # 1 from the first non-finite loss or gradient on, and never reset: later updates are masked as well, so that
         # the parameters stay those of the last good step until the host has seen it.
         self._halted = torch.zeros((), device=world.device)
+        self._masked = torch.zeros((), device=world.device)
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> Iterator[Boundary]:
         """Train from where we stand to the last step. Whoever consumes may stop at any boundary, and save there.
 
-        Raises NonFinite within `NONFINITE_CHECK_EVERY` steps of a non-finite loss or gradient, on every rank.
+        Raises NonFinite within `LOOK_EVERY` steps of a non-finite loss or gradient, on every rank.
         """
         steps = self.config.schedule.steps
         self._warm_up()
@@ -125,7 +126,8 @@ class Trainer:
         while self.step < steps:
             self.clock.start()
             loss, grad_norm = self._update()
-            self._raise_if_halted(last=self.step == steps)
+            if self.step % LOOK_EVERY[self.world.device.type] == 0 or self.step == steps:
+                self._raise_if_halted()
             val_due = self.step % self.config.record.val_every == 0 or self.step == steps
             if val_due:
                 self.clock.pause()
@@ -139,6 +141,7 @@ class Trainer:
         grad_norm = self._grad_norm()
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
         self._halted = torch.maximum(self._halted, (~finite).to(self._halted.dtype))
+        self._masked += self._halted
         self.optimiser.step(lr_factor(self.config.schedule, self.step), self._halted)
         self.optimiser.zero_grad()
         self.step += 1
@@ -167,14 +170,17 @@ class Trainer:
                 gradient.copy_(mean.view_as(gradient))
 
     def _grad_norm(self) -> Tensor:
-        norms = torch._foreach_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-        return torch.linalg.vector_norm(torch.stack([n.to(torch.float32) for n in norms]))
+        return torch.nn.utils.get_total_norm(p.grad for p in self._parameters.values() if p.grad is not None)
 
-    def _raise_if_halted(self, last: bool) -> None:
-        look = last or self.world.device.type == "cpu" or self.step % NONFINITE_CHECK_EVERY == 0
-        if look and self._halted.item():
+    @property
+    def halted(self) -> bool:
+        """Whether a loss or gradient was not finite, so that updates are masked; waits for the device."""
+        return bool(self._halted.item())
+
+    def _raise_if_halted(self) -> None:
+        if self.halted:
             self.clock.pause()
-            raise NonFinite(self.step, "training loss or gradient")
+            raise NonFinite(self.step - int(self._masked.item()) + 1, "training loss or gradient")
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -220,7 +226,11 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: `model`, `optim` (tensors by name), `random` (one entry per rank),
-        `step`, `train_time_s`. Every rank must call it."""
+        `step`, `train_time_s`. Every rank must call it.
+
+        Raises NonFinite if the last updates were masked: it would be the state of an earlier step.
+        """
+        self._raise_if_halted()
         return {
             "model": {name: p.detach() for name, p in self._parameters.items()},
             "optim": self.optimiser.state(),

@@ -1,4 +1,4 @@
-"""What the documents say is true: commands can be typed, choices exist, files are where the tree says, links lead on."""
+"""What the documents say is true: commands can be typed, choices exist, files are there, links lead somewhere."""
 
 import json
 import re

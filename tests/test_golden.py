@@ -29,9 +29,9 @@ FILE = Path(__file__).parent / "golden" / "traces.json"
 CHANGES = Path(__file__).parents[1] / "docs" / "changed-results.md"
 STEPS = 20
 TOLERANCE = 5e-6
-"""Nats. Between instruction sets (ATEN_CPU_CAPABILITY=default against avx2) and thread counts the traces differ by up to
-7e-7 on one machine: the float32 draws of the initialisation differ in their last bit. A constant that is changed moves a
-trace by 1e-4 and more."""
+"""Nats. Between instruction sets (ATEN_CPU_CAPABILITY=default against avx2) and thread counts the traces differ by up
+to 7e-7 on one machine: the float32 draws of the initialisation differ in their last bit. A constant that is changed
+moves a trace by 1e-4 and more."""
 
 MECHANISMS: dict[str, dict[str, Any]] = {
     "none": {"skip_layers": c.SkipLayers([])},

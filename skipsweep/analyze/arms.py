@@ -47,7 +47,7 @@ def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
     first: dict[tuple[str, ...], str] = {}
     arms = []
     for name in order:
-        original = first.setdefault(tuple(grouped[name].values()), name)
+        original = first.setdefault(tuple(run for _, run in sorted(grouped[name].items())), name)
         same_as = None if original == name else original
         arms.append(_arm(multirun, name, grouped[name], grouped[order[0]], results, name == plan["baseline"], same_as))
     return arms

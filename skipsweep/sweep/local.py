@@ -1,5 +1,6 @@
 """Executing runs on this machine: each in processes of its own, some at a time, none harmed by another's end."""
 
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from skipsweep import lease, provenance
 from skipsweep.config import world_size
@@ -18,6 +20,8 @@ from skipsweep.status import FINAL, observe
 POLL_S = 0.2
 GRACE_S = 60.0
 """Seconds that a run told to stop has for its checkpoint."""
+PEER_GRACE_S = 10.0
+"""Seconds that the processes of a run have to end by themselves, and to say why, when one of them has ended badly."""
 PREEMPTED, HELD = 75, 76
 """Exit codes of a job, see skipsweep/job.py (which imports torch, so it is not asked)."""
 
@@ -32,17 +36,39 @@ class Execution:
     log: Path | None
     rendezvous: tempfile.TemporaryDirectory[str]
     started: float = field(default_factory=time.time)
+    told: bool = False
+    """Whether we told it to stop."""
+    failed_rank: int | None = None
+    """The first process that ended with another code than 0; the others may only have missed it."""
+    _kill_at: float | None = None
 
     def poll(self) -> int | None:
-        """None while it runs; else 0 or the first exit code that was not."""
+        """None while it runs; else 0 or the exit code of the process that failed first."""
         codes = [process.poll() for process in self.processes]
-        failed = next((code for code in codes if code), None)
-        if failed is not None and None in codes:
-            self.signal(signal.SIGKILL)  # the others wait in a collective for a peer that will not come
-            return None
-        return None if None in codes else failed or 0
+        if self.failed_rank is None and any(codes):
+            self.failed_rank = next(rank for rank, code in enumerate(codes) if code)
+            self._kill_in(PEER_GRACE_S)  # some collectives wait for ever for a peer that will not come
+        if None not in codes:
+            return 0 if self.failed_rank is None else codes[self.failed_rank]
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            self._signal(signal.SIGKILL)
+        return None
 
-    def signal(self, number: int) -> None:
+    def stop(self) -> None:
+        """Tell it to save and stop at its next step; if it does not, it is killed."""
+        self.told = True
+        self._signal(signal.SIGTERM)
+        self._kill_in(GRACE_S)
+
+    def kill(self) -> None:
+        """End it now."""
+        self.told = True
+        self._signal(signal.SIGKILL)
+
+    def _kill_in(self, seconds: float) -> None:
+        self._kill_at = min(self._kill_at or math.inf, time.monotonic() + seconds)
+
+    def _signal(self, number: int) -> None:
         """Send a signal to all processes that are still there."""
         for process in self.processes:
             if process.poll() is None:
@@ -95,7 +121,15 @@ def conclude(execution: Execution, exit_code: int) -> None:
     run = execution.run
     execution.close()
     seen = observe(run)
-    if exit_code in (PREEMPTED, HELD) or seen.is_live or (seen.state in FINAL and _is_new(execution)):
+    if exit_code in (PREEMPTED, HELD) or seen.is_live or lease.next_attempt(run) > execution.attempt + 1:
+        return  # it said so itself, or is another's by now
+    lost_peer = exit_code < 0 and execution.failed_rank and seen.cause == "exception"
+    if seen.state in (*FINAL, "preempted") and _is_new(execution) and not lost_peer:
+        return
+    log = str(execution.log) if execution.log else None
+    details = {"attempt": execution.attempt, "log": log, "ended": time.time()}
+    if execution.told and -exit_code in (signal.SIGTERM, signal.SIGKILL):  # while it was starting, or too slow
+        _publish(run, "preempted", cause="signal", message=signal.Signals(-exit_code).name, **details)
         return
     if exit_code == 0:
         cause, message = "exception", "the process ended without a result"
@@ -103,13 +137,20 @@ def conclude(execution: Execution, exit_code: int) -> None:
         cause, message = "killed", _killed(-exit_code)
     else:
         cause, message = "exception", _last_line(execution.log) or f"exit code {exit_code}"
-    log = str(execution.log) if execution.log else None
-    run.write_status("failed", cause=cause, message=message, attempt=execution.attempt, log=log, ended=time.time())
+    _publish(run, "failed", cause=cause, message=message, **details)
 
 
 def _is_new(execution: Execution) -> bool:
     """Whether the run's status is this attempt's, not that of a failure which is being tried again."""
     return execution.run.read_status().get("time", 0.0) >= execution.started
+
+
+def _publish(run: RunDir, state: str, **details: Any) -> None:
+    """Write a run's status. A disk that is full must not end the launcher, and with it all other runs."""
+    try:
+        run.write_status(state, **details)
+    except OSError as problem:
+        print(f"{run.name}: {state}, but its status could not be written: {problem}", file=sys.stderr)
 
 
 def _killed(number: int) -> str:
@@ -135,6 +176,7 @@ class Pool:
     stopping: bool = False
     _waiting: list[RunDir] = field(default_factory=list)
     _active: list[Execution] = field(default_factory=list)
+    _attempts: dict[RunDir, int] = field(default_factory=dict)
     _elsewhere: set[RunDir] = field(default_factory=set)
 
     def execute(self, tick: Callable[[], None]) -> None:
@@ -143,6 +185,7 @@ class Pool:
         SIGINT and SIGTERM stop the runs at their next step, with a checkpoint; a second one kills them.
         """
         self._waiting = list(self.runs)
+        self._attempts = {run: lease.next_attempt(run) for run in self.runs}
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self._active or (self._waiting and not self.stopping):
@@ -153,21 +196,38 @@ class Pool:
                 time.sleep(POLL_S)
         finally:
             for execution in self._active:
-                execution.signal(signal.SIGKILL)
+                execution.kill()
                 execution.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _start_next(self) -> None:
         for run in list(self._waiting):
+            if len(self._active) >= self.parallel:
+                return
             seen = observe(run)
             if seen.is_live:
-                self._elsewhere.add(run)  # another launcher is at it: wait, and take over only if it dies
-            elif seen.state == "done" or (run in self._elsewhere and seen.state in FINAL):
-                self._waiting.remove(run)
-            elif len(self._active) < self.parallel:
-                self._waiting.remove(run)
-                self._active.append(start(run, self.code, self._threads(run), self.show))
+                self._wait_for(run, seen.holder)
+                continue
+            self._waiting.remove(run)
+            tried_elsewhere = lease.next_attempt(run) > self._attempts[run]
+            if seen.state != "done" and not (seen.state in FINAL and tried_elsewhere):
+                self._begin(run)
+
+    def _wait_for(self, run: RunDir, holder: str | None) -> None:
+        """Another launcher is at it: wait, and take over only if it dies."""
+        if run not in self._elsewhere:
+            self._elsewhere.add(run)
+            print(f"{run.name} is being executed by {holder}: waiting for it", flush=True)
+
+    def _begin(self, run: RunDir) -> None:
+        try:
+            execution = start(run, self.code, self._threads(run), self.show)
+            self._active.append(execution)
+            if self.stopping:  # told between the two lines above
+                execution.stop()
+        except Exception as problem:  # a damaged config.yaml, no process or file left: the others go on
+            _publish(run, "failed", cause="exception", message=f"{type(problem).__name__}: {problem}")
 
     def _threads(self, run: RunDir) -> int:
         beside = min(self.parallel, len(self.runs))
@@ -185,5 +245,8 @@ class Pool:
 
     def _stop(self, _number: int, _frame: object) -> None:
         for execution in self._active:
-            execution.signal(signal.SIGKILL if self.stopping else signal.SIGTERM)
+            if self.stopping:
+                execution.kill()
+            else:
+                execution.stop()
         self.stopping = True

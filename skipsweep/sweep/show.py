@@ -104,7 +104,7 @@ class Watch:
         """`known`: what has been said of the runs already."""
         self._runs = runs
         self._next = 0.0
-        self._seen = {run: one.state for run, one in known.items()}
+        self._seen = {run: one.state for run, one in known.items() if one.state != "new"}
         self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Watch":
@@ -263,12 +263,25 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def records(found: Sequence[dict[str, Any]]) -> None:
-    """Plain records, one row each."""
-    if not found:
-        console.print("nothing yet")
-        return
-    shown = table(*found[0])
-    for record in found:
-        shown.add_row(*(_cell(record.get(key)) for key in found[0]))
-    console.print(shown)
+def corpora(found: Sequence[dict[str, Any]]) -> None:
+    """Tokenised corpora (`data.corpus.summary`), one row each; a damaged one with what is wrong."""
+    shown = table("corpus", "tokenizer", ">vocabulary", ">train tokens", ">val tokens", ">documents", ">MB", "state")
+    for one in found:
+        name = Path(one["folder"]).name
+        if "problem" in one:
+            shown.add_row(name, *["-"] * 6, one["problem"])
+            continue
+        train, val = one["train"], one["val"]
+        figures = one["vocab_size"], train["tokens"], val["tokens"], train["documents"] + val["documents"]
+        megabytes, checked = f"{one['disk_bytes'] / 1e6:.1f}", "verified" if one["verified"] else "not verified"
+        shown.add_row(name, one["tokenizer"], *(f"{figure:,}" for figure in figures), megabytes, checked)
+    console.print(shown if found else "no corpora yet")
+
+
+def shards(found: Sequence[dict[str, Any]]) -> None:
+    """Shards after they were read, one row each, with what is wrong."""
+    shown = table("corpus", "shard", ">tokens", "state")
+    for one in found:
+        tokens = "-" if one["tokens"] is None else f"{one['tokens']:,}"
+        shown.add_row(one["corpus"], one["shard"] or "-", tokens, one["problem"] or "ok")
+    console.print(shown if found else "no corpora yet")

@@ -1,0 +1,427 @@
+"""`python launch.py` as a user lives with it: sweeps, extensions, failures, interruptions, torchrun."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Done, Place, result, until
+
+from skipsweep import files, job
+from skipsweep.errors import UserError
+from skipsweep.rundir import RunDir
+from skipsweep.sweep import launch as launching
+from skipsweep.sweep import local
+from skipsweep.sweep.entry import from_command_line
+from skipsweep.sweep.plan import Plan
+
+SWEEP = ("-m", "skip_layers=none,0,[0,1]")
+ARMS = ["skip_layers=none", "skip_layers=0", "skip_layers=[0,1]"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Place:
+    return Place(tmp_path_factory.mktemp("launch") / "runs", data_root)
+
+
+@pytest.fixture(scope="module")
+def swept(place: Place) -> Done:
+    """The first sweep of all."""
+    return place.launch(*SWEEP)
+
+
+@pytest.fixture(scope="module")
+def extended(place: Place, swept: Done) -> Done:
+    """Two of its arms with one more seed, two runs at a time."""
+    return place.launch("-m", "skip_layers=none,0", "seed=0,1", "hydra.launcher.parallel=2")
+
+
+@pytest.fixture(scope="module")
+def single(place: Place) -> Done:
+    return place.launch("skip_layers=0", "seed=7")
+
+
+@pytest.fixture
+def plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """What launch.py would plan, in this process."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(place.data))
+    return lambda *arguments: launching.make_plan(from_command_line(place.arguments(*arguments)))
+
+
+@pytest.fixture
+def launch(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """launch.py in this process, where nothing is left to train."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(place.data))
+
+    def run(*arguments: str) -> Done:
+        status = launching.launch(from_command_line(place.arguments(*arguments)))
+        told = capsys.readouterr()
+        return Done(status, told.out, told.err)
+
+    monkeypatch.setattr(local, "start", None)  # whatever trains nevertheless fails
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+
+
+def test_a_sweep_from_end_to_end(place: Place, swept: Done) -> None:
+    assert (swept.status, swept.err) == (0, "")
+    assert swept.line("3 points") == "3 points, 3 runs: 0 finished, 3 to run; time unknown until measured"
+    table = swept.table()
+    assert list(table) == ARMS
+    losses = {arm: result(place.run_of(swept.sweep, arm))["val_loss"] for arm in ARMS}
+    assert {arm: row["val loss"] for arm, row in table.items()} == {arm: f"{x:.4f}" for arm, x in losses.items()}
+    assert table[ARMS[0]]["vs baseline"] == "baseline"
+    assert table[ARMS[2]]["vs baseline"] == f"{losses[ARMS[2]] - losses[ARMS[0]]:+.4f}"
+    assert {row["runs"] for row in table.values()} == {"1/1"}
+    assert {row["steps"] for row in table.values()} == {"12"}
+
+
+def test_every_line_of_a_run_is_told(place: Place, swept: Done) -> None:
+    for run in place.multirun.all_runs():
+        if run.name in swept.out:
+            assert swept.out.index(f"{run.name}: running") < swept.out.index(f"{run.name}: done")
+
+
+def test_runs_execute_the_code_that_was_frozen(place: Place, swept: Done) -> None:
+    (frozen,) = place.multirun.sweep(swept.sweep).code.iterdir()
+    assert (frozen / "skipsweep" / "job.py").exists()
+    assert (frozen / "conf" / "config.yaml").exists()
+    assert files.read_json(place.run_of(swept.sweep, ARMS[1]).env)["1"]["code"] == frozen.name
+
+
+def test_a_single_run_executes_the_code_of_its_launcher(tmp_path: Path) -> None:
+    """And not that of another checkout, which may be the one that is installed."""
+    environment = local._environment(None, 1)
+    assert environment["PYTHONPATH"].split(":")[0] == str(Path(launching.__file__).parents[2])
+    assert local._environment(tmp_path, 1)["PYTHONPATH"].split(":")[0] == str(tmp_path)
+
+
+def test_the_same_command_again_executes_nothing(place: Place, swept: Done) -> None:
+    attempts, stamps = place.attempts(), place.stamps()
+    again = place.launch(*SWEEP)
+    assert (again.status, again.err) == (0, "")
+    assert again.line("3 points") == "3 points, 3 runs: 3 finished, 0 to run"
+    assert again.table() == swept.table()
+    assert place.attempts() == attempts
+    assert place.stamps() == stamps
+
+
+def test_one_more_seed_runs_only_what_is_new(place: Place, swept: Done, extended: Done) -> None:
+    assert (extended.status, extended.err) == (0, "")
+    assert extended.line("4 points").startswith("4 points, 4 runs: 2 finished, 2 to run; about ")
+    assert set(place.attempts().values()) == {1}
+    losses = [[result(place.run_of(extended.sweep, arm, seed))["val_loss"] for seed in (0, 1)] for arm in ARMS[:2]]
+    row = extended.table()[ARMS[1]]
+    assert (row["runs"], row["pairs"]) == ("2/2", "2")
+    assert row["val loss"] == f"{sum(losses[1]) / 2:.4f}"
+    assert row["sd"] == f"{abs(losses[1][0] - losses[1][1]) / 2**0.5:.4f}"
+    assert row["vs baseline"] == f"{sum(losses[1]) / 2 - sum(losses[0]) / 2:+.4f}"
+
+
+def test_runs_side_by_side(place: Place, extended: Done) -> None:
+    status = [place.run_of(extended.sweep, arm, 1).read_status() for arm in ARMS[:2]]
+    assert max(one["started"] for one in status) < min(one["ended"] for one in status)
+
+
+def test_sweeps_share_runs(place: Place, swept: Done, launch: Callable[..., Done]) -> None:
+    attempts = place.attempts()
+    other = launch("-m", "skip_layers=0,[0,1]")
+    assert (other.status, other.sweep != swept.sweep, place.attempts()) == (0, True, attempts)
+    assert list(other.table()) == ARMS[1:]
+    shared = files.read_json(place.run_of(other.sweep, ARMS[1]).serves)
+    assert {swept.sweep, other.sweep} <= shared.keys()
+    assert shared[other.sweep] == {"arm": ARMS[1], "tags": ["single_layer"]}
+
+
+def test_equivalent_points_are_one_run(swept: Done, launch: Callable[..., Done]) -> None:
+    done = launch("-m", "skip_layers=none", "head_type=add,concat")
+    assert done.line("2 points") == "2 points, 1 run: 1 finished, 0 to run"
+    assert done.table()["head_type=concat"]["vs baseline"] == "is head_type=add"
+
+
+@pytest.mark.parametrize(
+    ("axes", "points", "runs"),
+    [
+        (["skip_layers=[0,1],[1,0]"], 2, 1),
+        (["skip_layers=top1,top2", "selection_method=early_to_late,late_to_early"], 4, 3),
+        (["skip_layers=none,0", "head_type=add,add_renorm,concat", "seed=0,1"], 12, 8),
+        (["seed=0,0"], 1, 1),
+        (["compute.threads=1,2"], 2, 1),
+        (["replicate=0,1"], 2, 2),
+    ],
+)
+def test_points_and_runs(axes: list[str], points: int, runs: int, plan: Callable[..., Plan]) -> None:
+    made = plan("-m", *axes)
+    assert (len(made.points), len(made.configs)) == (points, runs)
+
+
+def test_a_plan_writes_no_run(place: Place, launch: Callable[..., Done], tmp_path: Path) -> None:
+    shown = launch("-m", "skip_layers=none,1", "plan=true", f"paths.multirun={tmp_path / 'new'}")
+    assert shown.status == 0
+    assert shown.line("2 points") == "2 points, 2 runs: 0 finished, 2 to run; time unknown until measured"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_comes_from_measured_speed(swept: Done, launch: Callable[..., Done]) -> None:
+    shown = launch("-m", "skip_layers=none,1", "seed=99", "plan=true")
+    assert shown.line("2 points").startswith("2 points, 2 runs: 0 finished, 2 to run; about 0:")
+
+
+def test_brackets_in_names_are_shown(swept: Done, launch: Callable[..., Done]) -> None:
+    """`[input,1]` is a list of layers, not a style."""
+    shown = launch("-m", "skip_layers=none,[input,1]", "sweep.question='Is [b] or [/b] better?'", "plan=true")
+    assert shown.line("skip_layers=[input,1]")
+    assert shown.line("sweep ").endswith(": Is [b] or [/b] better?")
+
+
+# ------------------------------------------------------------------------------------------------------ named sweeps
+
+
+def test_a_named_sweep_is_extended(place: Place, swept: Done, launch: Callable[..., Done]) -> None:
+    asked = ("sweep.name=mine", "sweep.question=Why?", f"sweep.baseline='{ARMS[1]}'", "sweep.may_differ=[skip_layers]")
+    launch("-m", "skip_layers=0,[0,1]", *asked)
+    united = launch("-m", "skip_layers=0,none", "sweep.name=mine", "sweep.may_differ=[skip_layers,head_type]")
+    assert list(united.table()) == [ARMS[1], ARMS[2], ARMS[0]]
+    assert united.table()[ARMS[1]]["vs baseline"] == "baseline"
+    document = files.read_json(place.multirun.sweep("mine").plan)
+    assert [point["key"] for point in document["points"]] == [[arm, 0, 0] for arm in (ARMS[1], ARMS[2], ARMS[0])]
+    assert (document["question"], document["baseline"]) == ("Why?", ARMS[1])
+    assert document["may_differ"] == ["skip_layers", "head_type"]
+    assert len(document["commands"]) == 2
+    assert place.run_of("mine", ARMS[2]).name in {run.name for run in place.multirun.all_runs()}
+
+
+def test_an_extension_is_compared_with_the_baseline_it_was_begun_with(
+    place: Place, swept: Done, launch: Callable[..., Done], plan: Callable[..., Plan]
+) -> None:
+    launch("-m", "skip_layers=none,0", "sweep.name=begun", "sweep.may_differ=[skip_layers,head_type]")
+    more = launch("-m", "skip_layers=[0,1],0", "sweep.name=begun")
+    assert more.table()[ARMS[0]]["vs baseline"] == "baseline"
+    assert more.table()[ARMS[2]]["pairs"] == "1"
+    with pytest.raises(UserError, match=r"differs from the baseline skip_layers=none in optim\.beta1 .*may_differ="):
+        plan("-m", "skip_layers=1,input", "optim.beta1=0.5", "sweep.name=begun")
+    with pytest.raises(UserError, match=r"sweep\.baseline=other is no arm .*; valid: skip_layers=none, skip_layers=0"):
+        plan("-m", "skip_layers=[0,1],0", "sweep.name=begun", "sweep.baseline=other")
+
+
+def test_an_arm_keeps_its_meaning(place: Place, swept: Done, launch: Callable[..., Done]) -> None:
+    launch("-m", "skip_layers=none,0", "sweep.name=kept")
+    document, runs = place.multirun.sweep("kept").plan.read_bytes(), place.attempts().keys()
+    with pytest.raises(UserError, match=r"kept already has skip_layers=none with seed 0 as run 3x16.*now it would"):
+        launch("-m", "skip_layers=none,0", "sweep.name=kept", "optim.lr=0.02")
+    assert place.multirun.sweep("kept").plan.read_bytes() == document
+    assert place.attempts().keys() == runs
+
+
+def test_a_name_makes_a_sweep(place: Place, swept: Done, launch: Callable[..., Done]) -> None:
+    done = launch("skip_layers=0", "sweep.name=alone")
+    assert (done.status, done.sweep, list(done.table())) == (0, "alone", ["run"])
+
+
+# ------------------------------------------------------------------------------------------------- experiment files
+
+EXPERIMENT = """# @package _global_
+sweep:
+  name: private
+  question: Does a tiny model profit from its first layer?
+  source: this test
+  arms:
+    one: {skip_layers: 0}
+    plain: {skip_layers: none}
+    %s
+  baseline: plain
+  seeds: range(0,2)
+  target: 2.0
+  may_differ: [skip_layers, head_type]
+  published: {plain: {mean: 2.5, n: 3}}
+"""
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A folder with an experiment of one's own."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT % "")
+    return tmp_path
+
+
+def test_an_experiment_of_ones_own(place: Place, extended: Done, private: Path) -> None:
+    attempts = place.attempts()
+    done = place.launch(f"--config-dir={private}", "experiment=mine")
+    assert (done.status, done.err) == (0, "")
+    assert done.line("sweep private") == "sweep private: Does a tiny model profit from its first layer?"
+    assert place.attempts() == attempts
+    table, other = done.table(), extended.table()
+    assert list(table) == ["plain", "one"]  # the baseline first
+    assert table["one"]["vs baseline"] == other[ARMS[1]]["vs baseline"]
+    document = files.read_json(place.multirun.sweep("private").plan)
+    assert [tuple(point["key"]) for point in document["points"]] == [
+        (arm, seed, 0) for arm in ("one", "plain") for seed in (0, 1)
+    ]
+    assert (document["baseline"], document["source"], document["target"]) == ("plain", "this test", 2.0)
+    assert document["published"] == {"plain": {"mean": 2.5, "n": 3}}
+
+
+def test_an_arm_that_differs_in_more_than_declared(place: Place, private: Path) -> None:
+    (private / "experiment" / "mine.yaml").write_text(EXPERIMENT % "warm: {skip_layers: 0, schedule.warmup_steps: 2}")
+    before = place.attempts()
+    refused = place.launch(f"--config-dir={private}", "experiment=mine", "sweep.name=refused")
+    assert refused.status == 2
+    assert refused.err == (
+        "error: arm warm differs from the baseline plain in schedule.warmup_steps (0 -> 2); "
+        "sweep.may_differ=['skip_layers', 'head_type'] does not allow that\n"
+    )
+    assert place.attempts() == before
+    assert not place.multirun.sweep("refused").path.exists()
+
+
+# ------------------------------------------------------------------------------------------------------- what fails
+
+
+def test_a_failing_run_fails_alone(place: Place, swept: Done) -> None:
+    command = ("-m", "skip_layers=0", "optim.lr=1e30,0.01")
+    first = place.launch(*command)
+    assert first.status == 1
+    good, bad = (place.run_of(first.sweep, f"optim.lr={lr}") for lr in ("0.01", "1e+30"))
+    assert place.attempts()[good.name] == 1  # shared with the first sweep
+    status = bad.read_status()
+    assert (status["state"], status["cause"]) == ("failed", "nan")
+    assert "is not finite at step" in status["message"]
+    assert Path(status["log"]).read_text().strip().endswith(status["message"])
+    assert first.table()["optim.lr=1e+30"]["runs"] == "0/1, 1 failed"
+    assert f"{bad.name}: failed: nan: {status['message']}" in first.out
+    assert not bad.result.exists()
+
+    left = place.launch(*command)
+    assert left.status == 1
+    assert left.line("2 points") == "2 points, 2 runs: 1 finished, 1 failed (again with retry=failed), 0 to run"
+    assert f"nan: {status['message']}" in left.out
+    assert place.attempts()[bad.name] == 1
+
+    again = place.launch(*command, "retry=failed")
+    assert again.status == 1
+    assert place.attempts()[bad.name] == 2
+    assert place.attempts()[good.name] == 1
+    assert again.out.index(f"{bad.name}: running") < again.out.index(f"{bad.name}: failed")
+    assert bad.read_status()["attempt"] == 2
+
+
+def test_a_retry_that_dies_at_once_has_a_cause_of_its_own(place: Place, swept: Done, tmp_path: Path) -> None:
+    """The status of the failure before is not taken for that of the new attempt."""
+    run = place.run_of(swept.sweep, ARMS[0])
+    copy = RunDir(tmp_path / run.name)
+    copy.path.mkdir()
+    copy.config.write_bytes(run.config.read_bytes())
+    copy.write_status("failed", cause="nan", message="before", attempt=1)
+    execution = local.start(copy, tmp_path, 1, show=False)  # no package there, and none to be found behind it
+    for process in execution.processes:
+        process.kill()
+        process.wait()
+    local.conclude(execution, -signal.SIGKILL)
+    assert copy.read_status()["cause"] == "killed"
+
+
+def test_a_terminated_launcher_is_continued(place: Place, swept: Done) -> None:
+    command = ("-m", "schedule.steps=500,12", "data.epochs=100", "skip_layers=none")
+    process = place.start(*command)
+    long_ = until(lambda: next((run for run in place.multirun.all_runs() if steps(run) == 500), None))
+    until(long_.metrics.exists)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "interrupted; to continue: " in out
+    stopped = Done(130, out, err)
+    short = place.run_of(stopped.sweep, "schedule.steps=12")
+    assert long_.read_status()["state"] == "preempted"
+    assert short.read_status()["state"] == "done"  # of the first sweep
+
+    done = place.launch(*command)
+    assert (done.status, done.err) == (0, "")
+    assert place.attempts()[long_.name] == 2
+    assert place.attempts()[short.name] == 1
+    rows = long_.read_metrics()
+    assert rows[-1]["step"] == 500
+    began_again = min(row["step"] for row in rows if row["attempt"] == 2)
+    assert began_again > 1
+    assert f"resumed from step {began_again - 1}" in long_.log(2, "out").read_text()
+
+
+def steps(run: RunDir) -> int | None:
+    return run.read_config().schedule.steps if run.status.exists() else None
+
+
+# ------------------------------------------------------------------------------------------------------- single runs
+
+
+def test_a_single_run_shows_its_result(place: Place, single: Done) -> None:
+    assert (single.status, single.err) == (0, "")
+    run = shown_run(single)
+    assert run.path.parent == place.multirun.runs
+    found = result(run)
+    assert single.line("validation loss").split()[2] == f"{found['val_loss']:.4f}"
+    assert single.line("unigram entropy").split()[2] == f"{found['unigram_entropy']:.4f}"
+    assert found["val_loss"] < found["unigram_entropy"]
+    for label in ("lambda/x", "lambda/skip/0"):
+        assert single.line(label).split() == [label, f"{found['lambdas'][label]:+.4f}"]
+    assert single.line("tokens").split()[1] == "1,536"
+    assert "step 12/12 | loss " in single.out
+    assert not place.multirun.sweep("single").path.exists()
+
+
+def shown_run(done: Done) -> RunDir:
+    return RunDir(Path(done.line("run: ").removeprefix("run: ")))
+
+
+def test_two_launchers_of_one_run(place: Place, data_root: Path) -> None:
+    """One executes it, the other waits for that, and both show the result."""
+    both = [place.start("skip_layers=0", "seed=8") for _ in range(2)]
+    ends = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    (run,) = {shown_run(Done(0, out, err)) for out, err in ends}
+    assert place.attempts()[run.name] == 1
+    assert sum("being executed by" in out + err for out, err in ends) <= 1
+
+
+def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path) -> None:
+    other = Place(tmp_path / "runs", place.data)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = other.launch("skip_layers=0", "seed=7", "compute.processes=2", runner=torchrun)
+    assert done.status == 0, done.err
+    (run,) = other.multirun.all_runs()
+    plain = shown_run(single)
+    assert run.name == plain.name  # how many processes share the work is no part of what a run is
+    assert files.read_json(run.env)["1"]["world_size"] == 2
+    curves = [[row["val/loss"] for row in result(one)["val_curve"]] for one in (run, plain)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert done.line("validation loss").split()[2] == f"{result(run)['val_loss']:.4f}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("-m", "skip_layers=none,0", "compute.processes=2"), "torchrun starts the processes of one run"),
+        (("skip_layers=0",), "torchrun has started 2 processes, but .* ask for 1; make them agree"),
+    ],
+)
+def test_torchrun_that_does_not_fit(
+    arguments: tuple[str, ...], told: str, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=told):
+        launch(*arguments)
+
+
+def test_torchrun_with_nothing_to_train(
+    single: Done, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ranks wait for rank 0's word: they must get it from a plan, and for a run that is finished."""
+    told: list[RunDir | None] = []
+    monkeypatch.setattr(job, "lead", lambda run: told.append(run) or 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch("skip_layers=1", "compute.processes=2", "plan=true").status == 0
+    done = launch("skip_layers=0", "seed=7", "compute.processes=2")
+    assert (done.status, done.line("validation loss")) == (0, single.line("validation loss"))
+    assert told == [None, None]

@@ -1,0 +1,244 @@
+"""Imports go one way, and whoever plans or reports never loads torch: read off the sources, lazy imports included."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGE = "skipsweep"
+
+ORDER: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("config", "files", "progress", "provenance"),
+    ("rundir",),
+    ("lease", "mirror"),
+    ("status",),
+    ("data", "model", "optim", "analyze"),
+    ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
+    ("sweep.hydra_schema", "sweep.identity", "sweep.shorthand"),
+    ("sweep.explain", "sweep.expand", "sweep.plan"),
+    ("sweep.compose", "sweep.show"),
+    ("checkpoint", "distributed"),
+    ("train",),
+    ("record",),
+    ("job",),
+    ("sweep.local",),
+    ("sweep.launch",),
+    ("sweep.entry",),
+    ("cli", "hydra_plugins", "launch"),
+)
+"""From the bottom up. A unit (a module, or a whole package) may import itself and units of earlier rows, not its
+neighbours."""
+
+READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "rundir", "status")}
+"""Unit -> all it may import of ours, where that is less than the order allows."""
+
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "hydra": ("sweep", "hydra_plugins", "launch"),
+    "omegaconf": ("sweep", "hydra_plugins", "launch"),
+    "submitit": ("sweep.launch", "job"),
+    "wandb": ("mirror", "dashboard"),
+    "torch": ("checkpoint", "distributed", "job", "model", "optim", "record", "train"),
+}
+"""Library -> who may know it."""
+
+PLANS_OR_REPORTS = ("analyze", "cli", "hydra_plugins", "launch", "sweep")
+UNDER_TORCHRUN = {("sweep.launch", "job"), ("launch", "job")}
+"""The exception: there this process is one of the run's own."""
+
+Graph = Mapping[str, frozenset[str]]
+"""Module -> what it imports: ours without the leading `skipsweep.`, others by their full name."""
+
+
+# -------------------------------------------------------------------------------------------------- reading sources
+
+
+def sources() -> dict[str, str]:
+    """Dotted name (ours without the package's) -> source text."""
+    paths = [*(CHECKOUT / PACKAGE).rglob("*.py"), *(CHECKOUT / "hydra_plugins").rglob("*.py"), CHECKOUT / "launch.py"]
+    return {short(".".join(path.relative_to(CHECKOUT).with_suffix("").parts)): path.read_text() for path in paths}
+
+
+def short(name: str) -> str:
+    return name.removesuffix(".__init__").removeprefix(f"{PACKAGE}.")
+
+
+def graph(texts: Mapping[str, str]) -> Graph:
+    return {name: frozenset(imported(text, texts)) - {name} for name, text in texts.items()}
+
+
+def imported(text: str, known: Mapping[str, str]) -> Iterator[str]:
+    """Everything imported anywhere in a module, in functions too."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (short(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written out in full"
+            assert node.module is not None
+            yield from (_of(node.module, alias.name, known) for alias in node.names)
+
+
+def _of(module: str, name: str, known: Mapping[str, str]) -> str:
+    """`from a import b`: the module a.b, if it is one, else a."""
+    whole = short(f"{module}.{name}")
+    return whole if whole in known else short(module)
+
+
+# --------------------------------------------------------------------------------------------------------- the rules
+
+
+def within(module: str, unit: str) -> bool:
+    return module == unit or module.startswith(f"{unit}.")
+
+
+def unit_of(module: str) -> tuple[int, str] | None:
+    """(row, unit) of a module of ours; None for other libraries."""
+    return next(((row, unit) for row, units in enumerate(ORDER) for unit in units if within(module, unit)), None)
+
+
+def wrong_way(found: Graph) -> list[str]:
+    """Imports against the order."""
+    wrong = []
+    for module, targets in found.items():
+        own = unit_of(module)
+        for target in sorted(targets):
+            other = unit_of(target)
+            if own and other and own != other and other[0] >= own[0]:
+                wrong.append(f"{module} imports {target}")
+            if own and other and own != other and other[1] not in READS_FILES_ONLY.get(own[1], (other[1],)):
+                wrong.append(f"{module} imports {target}, more than files")
+    return wrong
+
+
+def not_theirs(found: Graph) -> list[str]:
+    """Libraries where they have no business."""
+    return [
+        f"{module} imports {target}"
+        for module, targets in found.items()
+        for target in sorted(targets)
+        for library, allowed in ONLY_IN.items()
+        if within(target, library) and not any(within(module, unit) for unit in allowed)
+    ]
+
+
+def ways_to(library: str, found: Graph) -> list[str]:
+    """Shortest chains of imports that lead from planning or reporting to a library."""
+    chains = []
+    for start in (module for module in found if any(within(module, unit) for unit in PLANS_OR_REPORTS)):
+        ahead, seen = [[start]], {start}
+        while ahead:
+            chain = ahead.pop(0)
+            for target in sorted(found[chain[-1]]):
+                if within(target, library):
+                    chains.append(" -> ".join([*chain, target]))
+                elif target in found and target not in seen and (chain[-1], target) not in UNDER_TORCHRUN:
+                    seen.add(target)
+                    ahead.append([*chain, target])
+    return chains
+
+
+def cycles(found: Graph) -> list[str]:
+    """Modules that are imported by what they import."""
+    done: set[str] = set()
+    circles: list[str] = []
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            circles.append(" -> ".join([*path[path.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(found[module] & found.keys()):
+                visit(target, [*path, module])
+            done.add(module)
+
+    for module in found:
+        visit(module, [])
+    return circles
+
+
+# --------------------------------------------------------------------------------------------------------- the tests
+
+
+@pytest.fixture(scope="module")
+def found() -> Graph:
+    return graph(sources())
+
+
+def test_every_module_has_a_place(found: Graph) -> None:
+    containers = {PACKAGE, "sweep"}  # packages that hold nothing themselves
+    assert [module for module in found if unit_of(module) is None and module not in containers] == []
+    assert [unit for row in ORDER for unit in row if not any(within(module, unit) for module in found)] == []
+
+
+def test_imports_go_one_way(found: Graph) -> None:
+    assert wrong_way(found) == []
+
+
+def test_there_are_no_cycles(found: Graph) -> None:
+    assert cycles(found) == []
+
+
+def test_libraries_stay_where_they_belong(found: Graph) -> None:
+    assert not_theirs(found) == []
+
+
+def test_planning_and_reporting_never_reach_torch(found: Graph) -> None:
+    assert ways_to("torch", found) == []
+
+
+VIOLATIONS: dict[str, tuple[str, str, str]] = {
+    "upwards": ("config", "from skipsweep.sweep import plan", "config imports sweep.plan"),
+    "upwards, by name": ("rundir", "from skipsweep.train import Trainer", "rundir imports train"),
+    "upwards, lazily": ("data.corpus", "def f():\n    import skipsweep.job", "data.corpus imports job"),
+    "sideways": ("model.gpt", "from skipsweep.optim.groups import AdamW", "model.gpt imports optim.groups"),
+    "analysis beyond files": ("analyze.arms", "from skipsweep import lease", "analyze.arms imports lease, more than"),
+    "hydra outside of sweep": ("job", "from hydra import compose", "job imports hydra"),
+    "omegaconf": ("config", "import omegaconf.errors", "config imports omegaconf.errors"),
+    "wandb": ("record", "def f():\n    from wandb.sdk import run", "record imports wandb.sdk"),
+    "submitit": ("sweep.plan", "import submitit", "sweep.plan imports submitit"),
+    "torch in a plan": ("sweep.plan", "def f():\n    import torch.nn", "sweep.launch -> sweep.plan -> torch.nn"),
+    "torch behind data": ("data.corpus", "import torch", "cli -> data.corpus -> torch"),
+    "torch behind a model's count": ("model.count", "from skipsweep.model import gpt", "model.count -> model.gpt -> "),
+    "a cycle": ("data.shards", "from skipsweep.data import corpus", "data.corpus -> data.shards -> data.corpus"),
+}
+
+
+@pytest.mark.parametrize("case", VIOLATIONS)
+def test_a_violation_is_seen(case: str) -> None:
+    """Control: the same rules over the same sources, with one line added."""
+    module, line, told = VIOLATIONS[case]
+    texts = sources()
+    texts[module] += f"\n{line}\n"
+    changed = graph(texts)
+    assert told in "\n".join(wrong_way(changed) + not_theirs(changed) + ways_to("torch", changed) + cycles(changed))
+
+
+SLOW = ("torch", "wandb", "submitit", "pandas", "scipy")
+
+PLANNING = f"""
+import sys
+from skipsweep import cli
+runs = sys.argv[1]
+plan = ["data=synthetic", "skip_layers=none,2", "paths.multirun=" + runs]
+for arguments in (["list", "--multirun", runs], ["status", "--multirun", runs], ["data", "info"], ["plan", *plan]):
+    sys.argv[1:] = arguments
+    try:
+        cli.main()
+    except SystemExit as exit_:
+        assert not exit_.code, arguments
+assert not set({SLOW}) & set(sys.modules)
+"""
+
+
+def test_nothing_slow_is_loaded_in_earnest(tmp_path: Path) -> None:
+    """What the libraries themselves import counts as well."""
+    environment = {**os.environ, "SKIPSWEEP_DATA": str(tmp_path / "data")}
+    command = [sys.executable, "-W", "error", "-c", PLANNING, str(tmp_path / "runs")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert "2 points" in done.stdout

@@ -1,0 +1,219 @@
+"""One run on one or on two processes: the same tokens, the same numbers to rounding, one decision for all."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import Quiet, configuration, frozen, rows
+
+import skipsweep
+from skipsweep import checkpoint, files, job
+from skipsweep.config import Compute, Config, Record
+from skipsweep.data.batches import Batches
+from skipsweep.rundir import RunDir
+from skipsweep.sweep import local
+from skipsweep.train import Trainer
+
+
+def double(folder: Path, data_root: Path, processes: int = 1, micro_batch: int = 0, **changes: Any) -> Config:
+    """A run in float64, where nothing but rounding differs: it stays a billion times below the numbers themselves."""
+    base = configuration(folder, data_root, record=Record(val_every=4))
+    compute = Compute(processes=processes, threads=1, micro_batch=micro_batch)
+    return replace(base, model=replace(base.model, dtype="float64"), compute=compute, **changes)
+
+
+def large(folder: Path, data_root: Path, processes: int = 1, micro_batch: int = 0) -> Config:
+    """512 sequences a step: in micro-batches of one it takes long enough to be interrupted, in one piece it does not."""
+    base = double(folder, data_root, processes, micro_batch)
+    return replace(base, data=replace(base.data, batch_tokens=512 * 16, epochs=100))
+
+
+def finish(execution: local.Execution, tick: Callable[[], None] = lambda: None, seconds: float = 120) -> int:
+    """Wait for a run's processes, as a pool does; returns the exit code."""
+    deadline = time.monotonic() + seconds
+    try:
+        while (code := execution.poll()) is None:
+            assert time.monotonic() < deadline, "the processes do not end"
+            tick()
+            time.sleep(0.02)
+    except BaseException:
+        execution.kill()
+        raise
+    local.conclude(execution, code)
+    return code
+
+
+def together(run: RunDir, tick: Callable[[], None] = lambda: None, code: Path | None = None) -> int:
+    """Execute a run in the processes that its configuration asks for."""
+    return finish(local.start(run, code, threads=1, show=False), tick)
+
+
+def log(run: RunDir) -> str:
+    return "".join(path.read_text() for path in sorted((run.path / "log").iterdir()))
+
+
+def assert_same_numbers(a: RunDir, b: RunDir) -> None:
+    """Equal to rounding, and in float64 so much closer than any difference in tokens, order or weights would be."""
+    left, right = rows(a), rows(b)
+    assert [row["step"] for row in left] == [row["step"] for row in right] == list(range(13))
+    for x, y in zip(left, right, strict=True):
+        assert x.keys() == y.keys()
+        assert x == pytest.approx(y, rel=1e-6), "grad_norm is summed up in float32"
+        for key in ("train/loss", "val/loss"):
+            if key in x:
+                assert x[key] == pytest.approx(y[key], rel=1e-7 if x["step"] else 1e-13)
+
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_the_ranks_together_read_what_one_process_reads(size: int, tmp_path: Path, data_root: Path) -> None:
+    data = frozen(double(tmp_path, data_root)).read_config().data
+    alone, ranks = Batches(data, data_root), [Batches(data, data_root, rank, size) for rank in range(size)]
+    for step in range(40):  # into the second pass
+        parts = zip(*(rank.train(step) for rank in ranks), strict=True)
+        for whole, shares in zip(alone.train(step), parts, strict=True):
+            assert np.array_equal(whole, np.concatenate(shares))
+    everything = alone.val(0, alone.val_sequences)[0]
+    shared = np.concatenate([rank.val(0, rank.val_sequences)[0] for rank in ranks])
+    assert sorted(map(tuple, everything)) == sorted(map(tuple, shared))
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path, data_root: Path) -> None:
+    one = frozen(double(tmp_path / "one", data_root))
+    two = frozen(double(tmp_path / "two", data_root, processes=2))
+    assert one.name == two.name
+    assert job.execute(one, Quiet()) == job.DONE
+    assert together(two) == job.DONE, log(two)
+    assert files.read_json(two.env)["1"]["world_size"] == 2
+    assert_same_numbers(one, two)
+
+
+def test_a_run_moves_between_two_processes_and_one(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 -> 1 -> 2, the first time because rank 1 alone was told to stop."""
+    straight = frozen(large(tmp_path / "straight", data_root))
+    assert job.execute(straight, Quiet()) == job.DONE
+
+    moving = frozen(large(tmp_path / "moving", data_root, processes=2, micro_batch=1))
+    execution = local.start(moving, None, threads=1, show=False)
+    told: list[int] = []
+
+    def tell() -> None:
+        if not told and len(moving.read_metrics()) > 2:
+            execution.processes[1].send_signal(signal.SIGTERM)
+            told.append(1)
+
+    assert finish(execution, tell) == job.PREEMPTED, log(moving)
+    first = newest_step(moving)
+    assert first < 7
+
+    frozen(large(tmp_path / "moving", data_root))
+    with monkeypatch.context() as patch:
+        update = Trainer._update
+
+        def signalled(self: Trainer) -> Any:
+            if self.step == 8:
+                signal.raise_signal(signal.SIGUSR2)
+            return update(self)
+
+        patch.setattr(Trainer, "_update", signalled)
+        assert job.execute(moving, Quiet()) == job.PREEMPTED
+    assert newest_step(moving) == 9
+
+    frozen(large(tmp_path / "moving", data_root, processes=2))
+    assert together(moving) == job.DONE, log(moving)
+    assert {row["attempt"]: row["step"] for row in moving.read_metrics()} == {1: first, 2: 9, 3: 12}
+    assert_same_numbers(straight, moving)
+
+
+def newest_step(run: RunDir) -> int:
+    state = checkpoint.load_newest(run.checkpoints, run.id, lambda line: pytest.fail(line))
+    assert state is not None
+    assert run.read_status()["state"] == "preempted"
+    assert run.read_metrics()[-1]["step"] == state["step"], "not the boundary at which it stopped"
+    return state["step"]
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_ranks_with_different_settings_refuse(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else their average would be no model that anybody asked for."""
+    run = frozen(double(tmp_path / "run", data_root, processes=2))
+    other = frozen(double(tmp_path / "other", data_root, processes=2, seed=1))
+    popen = subprocess.Popen
+
+    def misled(command: list[str], env: dict[str, str], **kwargs: Any) -> Any:
+        folder = other if env["RANK"] == "1" else run
+        return popen([*command[:-1], str(folder.path)], env=env, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", misled)
+    assert together(run) == job.FAILED
+    status = run.read_status()
+    assert (status["state"], status["cause"]) == ("failed", "config")
+    assert status["message"] == f"{run.config} reads differently on rank(s) [1] than on rank 0"
+    assert not run.metrics.exists()
+    assert other.read_status()["state"] == "planned"
+
+
+def test_a_killed_rank_ends_the_run(tmp_path: Path, data_root: Path) -> None:
+    run = frozen(large(tmp_path, data_root, processes=2, micro_batch=1))
+    execution = local.start(run, None, threads=1, show=False)
+
+    def kill() -> None:
+        if len(run.read_metrics()) > 1 and execution.processes[1].poll() is None:
+            execution.processes[1].kill()
+
+    assert finish(execution, kill) == -signal.SIGKILL
+    status = run.read_status()
+    assert (status["state"], status["cause"]) == ("failed", "killed")
+    assert [process.poll() is None for process in execution.processes] == [False, False]
+
+
+SPOILT_ON_RANK_1 = """
+import os, runpy, torch
+from skipsweep.train import Trainer
+
+backward = Trainer._backward
+
+def spoilt(self, *batch):
+    loss = backward(self, *batch)
+    if self.step == 7 and os.environ["RANK"] == "1":
+        next(iter(self._parameters.values())).grad.view(-1)[0] = torch.inf
+    return loss
+
+Trainer._backward = spoilt
+runpy.run_path({job!r}, run_name="__main__")
+"""
+
+
+def test_a_bad_gradient_on_one_rank_stops_all(tmp_path: Path, data_root: Path) -> None:
+    package = tmp_path / "code" / "skipsweep"
+    package.mkdir(parents=True)
+    shutil.copy(Path(skipsweep.__file__), package / "__init__.py")
+    with open(package / "__init__.py", "a") as f:
+        f.write(f"\n__path__.append({os.path.dirname(skipsweep.__file__)!r})\n")
+    (package / "job.py").write_text(SPOILT_ON_RANK_1.format(job=str(Path(job.__file__))))
+    run = frozen(double(tmp_path / "run", data_root, processes=2))
+    execution = local.start(run, package.parent, threads=1, show=False)
+    assert finish(execution) == job.FAILED
+    assert [process.returncode for process in execution.processes] == [job.FAILED, job.FAILED], log(run)
+    status = run.read_status()
+    assert status["message"] == "training loss or gradient is not finite at step 8"
+    assert status["cause"] == "nan"
+    assert run.read_metrics()[-1]["step"] == 7
+    assert log(run).count("NonFinite: training loss or gradient is not finite at step 8") == 2
