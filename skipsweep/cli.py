@@ -97,7 +97,12 @@ def sync(
     from skipsweep import mirror
     from skipsweep.analyze.compare import find
 
-    typer.echo(mirror.sync(find(_multirun(multirun), run)))
+    found = find(_multirun(multirun), run)
+    trouble = mirror.sync(found)
+    if trouble is not None:
+        print(f"error: wandb: {trouble}", file=sys.stderr)
+        raise typer.Exit(1)
+    typer.echo(f"mirrored into {found.mirror}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- data

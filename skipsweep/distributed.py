@@ -10,6 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Imported later (by an optimiser), its default arguments would hold the process group, and with it threads that outlive
+# `leave` and abort the process as it exits: now they hold None.
+import torch.distributed.nn.functional
+
 from skipsweep.config import Compute, world_size
 from skipsweep.errors import UserError
 

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -15,15 +15,17 @@ _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
-    """Replace `path` as a whole: unique temporary name, fsync, rename, fsync of the folder.
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once the body has written it whole: unique temporary name, fsync,
+    rename, fsync of the folder. Nothing of it stays where the body fails.
 
     `durable=False` leaves out both fsyncs: for what a launcher would write again after a power cut.
     """
     tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(tmp, "wb") as f:
-            f.write(content)
+            yield f
             if durable:
                 f.flush()
                 os.fsync(f.fileno())
@@ -33,6 +35,12 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
         raise
     if durable:
         fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace `path` as a whole; see `replacing`."""
+    with replacing(path, durable) as f:
+        f.write(content)
 
 
 def create_exclusively(path: Path, content: bytes) -> bool:

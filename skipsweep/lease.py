@@ -65,7 +65,8 @@ def is_live(run: RunDir, lease: dict[str, Any] | None) -> bool:
     if not lease or lease.get("released"):
         return False
     if lease["host"] != socket.gethostname():
-        return _age_s(run, lease["attempt"]) < EXPIRY_S
+        # Fresh by both machines' clocks is fresh; only in doubt is the file server asked, which takes a write.
+        return 0 <= time.time() - lease["beat"] < EXPIRY_S or _age_s(run, lease["attempt"]) < EXPIRY_S
     return _same_process(lease["pid"], lease.get("pid_start")) and time.time() - lease["beat"] < EXPIRY_S
 
 

@@ -89,10 +89,14 @@ def for_stdout() -> Progress:
 
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows the progress of something countable on standard error: the body calls what it gets with (done, of)."""
+    """Shows the progress of something countable on standard error, where that is a terminal.
+
+    The body calls what it gets with (done, of).
+    """
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    with RichProgress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with RichProgress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)

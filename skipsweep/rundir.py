@@ -8,6 +8,7 @@
 Imports no torch: planning and reports read through here on a login node.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,13 +120,20 @@ class RunDir:
         except ValueError:
             return {"state": "planned"}
 
+    def read_serves(self) -> dict[str, Any]:
+        """serves.json: sweep -> arm and tags; empty where it is missing, or torn by a power cut."""
+        try:
+            return files.read_json(self.serves) or {}
+        except ValueError:
+            return {}
+
     def note_serves(self, points: dict[str, Any]) -> None:
         """Note which points of which sweeps this run serves, beside what other sweeps noted: serves.json.
 
         `points`: `{"<sweep name>": {"arm": "skip", "tags": ["multi_layer/best_to_worst/N=5"]}}`.
         """
         with files.locked(self.path):
-            noted = files.read_json(self.serves) or {}
+            noted = self.read_serves()
             if {**noted, **points} != noted:
                 files.write_json(self.serves, {**noted, **points}, durable=False)
 
@@ -193,10 +201,17 @@ class Multirun:
 
     def all_runs(self) -> Iterator[RunDir]:
         """Every run, by name."""
-        if self.runs.is_dir():
-            yield from (RunDir(p) for p in sorted(self.runs.iterdir()) if not p.name.startswith("."))
+        yield from map(RunDir, _folders(self.runs))
 
     def all_sweeps(self) -> Iterator[SweepDir]:
         """Every sweep, by name."""
-        if self.sweeps.is_dir():
-            yield from (SweepDir(p) for p in sorted(self.sweeps.iterdir()) if not p.name.startswith("."))
+        yield from map(SweepDir, _folders(self.sweeps))
+
+
+def _folders(path: Path) -> list[Path]:
+    """Folders in a folder, by name; what a file manager or an editor left there is none of ours."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(path / e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

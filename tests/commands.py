@@ -39,7 +39,7 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         own = {key: value for key, value in os.environ.items() if key not in PRIVATE}
-        return own | {"SKIPSWEEP_DATA": str(self.data), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        return own | {"SKIPSWEEP_DATA": str(self.data), "OMP_NUM_THREADS": "1"}
 
     def arguments(self, *arguments: str) -> list[str]:
         """A tiny configuration below `runs`, then `arguments`."""
@@ -97,9 +97,9 @@ class Done:
         columns = re.split(r" {2,}", lines[top].strip())
         found = {}
         for line in lines[top + 1 :]:
-            if line.startswith("sweep: "):
-                return found
             name, *cells = re.split(r" {2,}", line.strip())
+            if len(cells) < len(columns) - 2:  # below the table
+                return found
             if cells[3] == "baseline" or cells[3].startswith("is "):
                 cells.insert(4, "")  # compared with nothing
             found[name] = dict(zip(columns[1:], cells, strict=True))

@@ -6,16 +6,15 @@ import runpy
 import shutil
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from commands import CHECKOUT, TINY, Done, Place
 
+from skipsweep.sweep import entry, local
 from skipsweep.sweep import launch as launching
-from skipsweep.sweep import local
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep.entry import from_command_line
 
 
 @pytest.fixture
@@ -35,15 +34,25 @@ def launch(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "start", None)
 
-    def run(*arguments: str) -> Done:
+    def run(*arguments: str, whole: bool = False) -> Done:
+        """`whole`: through Hydra's own main function as well, which composes everything three times."""
         monkeypatch.setattr(sys, "argv", [str(CHECKOUT / "launch.py"), *arguments])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(CHECKOUT / "launch.py"), run_name="__main__")
+            through_hydra() if whole else around_hydra(arguments)
         told = capfd.readouterr()
         return Done(int(ended.value.code or 0), told.out, told.err)
 
     yield run
     root.level, root.handlers = before
+
+
+def through_hydra() -> None:
+    runpy.run_path(str(CHECKOUT / "launch.py"), run_name="__main__")
+
+
+def around_hydra(arguments: Sequence[str]) -> None:
+    with entry.reported():
+        sys.exit(launching.launch(entry.from_command_line(arguments)))
 
 
 def check(place: Place, done: Done, told: str) -> None:
@@ -71,42 +80,37 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "nothing for a number": ("schedule.steps=null", "schedule.steps"),
     "no value yet": ("schedule.steps=???", "schedule.steps"),
     "not finite": ("optim.lr=nan", "optim.lr=nan is not finite"),
-    "not finite, in a list": ("lambda_init.skip_lambda=[inf] skip_layers=0", "lambda_init.skip_lambda"),
+    "not finite, in a list": (
+        "lambda_init.skip_lambda=[inf] skip_layers=0",
+        "lambda_init.skip_lambda=[inf] is not finite",
+    ),
     "a negative rate": ("optim.lr=-1", "optim.lr=-1.0 must not be negative"),
-    "a decay of one": ("optim.beta2=1", "optim.beta2=1.0"),
+    "a decay of one": ("optim.beta2=1", "optim.beta2=1.0 is a decay per step; valid: 0 to below 1"),
     "layer outside": ("skip_layers=7", "layer 7 is outside the trunk of 3 layers; valid: 0 to 1"),
     "negative layer": ("skip_layers=-1", "layer -1 is outside the trunk"),
     "the last layer": ("skip_layers=2", "layer 2 is the last one, which the head always sees; valid: 0 to 1"),
     "a layer twice": ("skip_layers=[0,0]", "names 0 twice"),
-    "a layer twice through an ordering": ("skip_layers=[top1,1]", "names 1 twice"),
     "no layer": ("skip_layers=layer3", "skip_layers=layer3: no such choice"),
-    "beyond the ordering": ("skip_layers=top9", "top9: the ordering late_to_early has 2 layers ([1,0]); valid: top1 to top2"),
+    "beyond the ordering": (
+        "skip_layers=top9",
+        "top9: the ordering late_to_early has 2 layers ([1,0]); valid: top1 to top2",
+    ),
     "nothing of an ordering": ("skip_layers=top0", "valid: top1 to top2"),
     "no ranking": ("skip_layers=top1 selection_method=best_to_worst", "selection_method=best_to_worst needs a ranking"),
-    "ranking outside": (
-        "skip_layers=top1 selection_method=best_to_worst selection_method.ranking=[5]",
-        "selection_method.ranking: layer 5 is outside the trunk",
+    "sources without a head for them": (
+        "head_type=last skip_layers=0",
+        "head_type=last takes no sources, but skip_layers=[0]",
     ),
-    "sources without a head for them": ("head_type=last skip_layers=0", "head_type=last takes no sources, but skip_layers=[0]"),
-    "lambdas that do not fit": ("lambda_init.skip_lambda=[0,1] skip_layers=0", "skip_lambda has 2 values for 1 sources"),
-    "heads": ("model.heads=3", "model.dim=16 must be an even multiple of model.heads=3"),
-    "no layers": ("model.layers=0", "model.layers=0 must be above 0"),
-    "precision": ("model.dtype=float8", "model.dtype=float8 is unknown; valid: float32, bfloat16, float64"),
     "batch": ("data.batch_tokens=100", "data.batch_tokens=100 must be a multiple of data.seq_len=16"),
-    "order": ("data.order=random", "data.order=random is unknown; valid: sequential, shuffled"),
     "no epochs": ("data.epochs=0", "data.epochs=0 must be above 0"),
     "too few tokens": ("schedule.steps=1000", "needs 128000 tokens, data=synthetic has"),
     "too few validation tokens": ("data.val_tokens=1600000", "data.val_tokens=1600000"),
     "another vocabulary": ("data.vocab_size=99", "data.vocab_size=99, but data=synthetic has 32 token ids"),
     "another corpus": ("data.fingerprint=0123", "data.fingerprint=0123, but data=synthetic is"),
     "a chain without states": ("data.states=0", "data.states=0"),
-    "device": ("compute.device=tpu", "compute.device=tpu is unknown; valid: cpu, cuda"),
-    "GPUs": ("compute.gpus=1", "compute.device=cpu with compute.gpus=1; use compute=cpu or compute=gpu"),
-    "uneven share": ("compute.processes=3", "3 processes cannot share a batch of 8 sequences"),
-    "one checkpoint": ("record.keep=1", "record.keep=1"),
     "retry": ("retry=all", "retry=all is unknown; valid: none, failed"),
     "seed": ("seed=-1", "seed=-1 must not be negative"),
-    "a seed beyond 64 bits": ("seed=99999999999999999999", "seed=99999999999999999999"),
+    "a seed beyond 64 bits": ("seed=99999999999999999999", "seed=99999999999999999999 is too large; valid: below 2^63"),
     "launcher's key": ("hydra.launcher.paralel=2", "no key paralel in hydra.launcher; did you mean parallel?"),
     "launcher's value": ("hydra.launcher.parallel=0", "hydra.launcher.parallel=0: at least 1"),
     "launcher": ("hydra/launcher=joblib", "hydra/launcher=joblib: no such choice; valid: local"),
@@ -123,7 +127,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "baseline": ("-m skip_layers=none,0 sweep.baseline=best", "best is no arm of this sweep; valid: skip_layers=none"),
     "seeds": ("-m sweep.seeds=many", "sweep.seeds"),
     "half a seed": ("-m sweep.seeds=[1.5]", "sweep.seeds: 1.5 is no seed"),
-    "no seeds": ("-m sweep.seeds=[]", "sweep.seeds=[]: no seed at all"),
+    "no seeds": ("-m sweep.seeds=[]", "no seed at all"),
     "negative seeds": ("-m sweep.seeds=[-1]", "seed=-1 must not be negative"),
     "a bad point among good ones": ("-m skip_layers=none,0,7", "layer 7 is outside the trunk"),
     "a sweep over plans": ("-m plan=true,false", "plan cannot be swept over"),
@@ -133,11 +137,14 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "unknown experiment": ("experiment=dem", "experiment=dem: no such choice; did you mean demo?"),
 }
 
+BY_HYDRA = ("several values", "launcher's value", "no value", "unknown key", "unknown choice")
+"""Cases that Hydra's main function sees first, or in another way."""
+
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_settings(case: str, place: Place, launch: Callable[..., Done]) -> None:
     arguments, told = SETTINGS[case]
-    check(place, launch(*place.arguments(*arguments.split(" "))), told)
+    check(place, launch(*place.arguments(*arguments.split(" ")), whole=case in BY_HYDRA), told)
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "a b", "ü", "-x", "x" * 101, "a\x00b", "~", "$HOME"])
@@ -149,19 +156,25 @@ def test_names(name: str, place: Place, launch: Callable[..., Done]) -> None:
 
 ARMS: dict[str, tuple[str, str]] = {
     "no block": ("arms: {a: 5}", "sweep.arms.a: 5 is no block of KEY: VALUE"),
-    "no blocks": ("arms: [a, b]", "sweep.arms"),
+    "no blocks": ("arms: [a, b]", "conf/experiment/mine.yaml: "),
     "unknown key": ("arms: {a: {schedule.stepz: 5}}", "sweep.arms.a: schedule.stepz=5: no key stepz in schedule"),
     "impossible layer": ("arms: {a: {skip_layers: 9}}", "layer 9 is outside the trunk"),
     "an experiment in an arm": ("arms: {a: {experiment: demo}}", "experiment belongs to the whole sweep"),
     "a launcher in an arm": ("arms: {a: {hydra/launcher: local}}", "belongs to the whole sweep, not to an arm"),
-    "unknown baseline": ("{arms: {a: {skip_layers: 0}}, baseline: b}", "sweep.baseline=b is no arm of this sweep; valid: a"),
+    "unknown baseline": (
+        "{arms: {a: {skip_layers: 0}}, baseline: b}",
+        "sweep.baseline=b is no arm of this sweep; valid: a",
+    ),
     "more differences": (
-        "{arms: {a: {skip_layers: none}, b: {skip_layers: 0, seed: 1, optim.eps: 1}}, may_differ: [skip_layers, head_type]}",
-        "arm b differs from the baseline a in optim.eps",
+        "{arms: {a: {skip_layers: none}, b: {skip_layers: 0, seed: 1, optim.eps: 1}}, may_differ: [skip_layers]}",
+        "arm b differs from the baseline a in head_type.name",
     ),
     "unknown setting of the sweep": ("{arm: {}}", "no key arm in sweep; did you mean arms?"),
     "seeds": ("{arms: {a: {skip_layers: 0}}, seeds: few}", "sweep.seeds: 'few' is no seed"),
-    "both set it": ("arms: {a: {optim.lr: 1}}", "optim.lr is set on the command line (optim.lr=0.01) and in sweep.arms.a"),
+    "both set it": (
+        "arms: {a: {optim.lr: 1}}",
+        "optim.lr is set on the command line (optim.lr=0.01) and in sweep.arms.a",
+    ),
     "not YAML": ("{arms: [", "not YAML"),
 }
 
@@ -172,12 +185,19 @@ def test_experiments(case: str, place: Place, launch: Callable[..., Done], tmp_p
     (tmp_path / "experiment").mkdir()
     body = f"sweep: {text}" if text.startswith("{") else f"sweep:\n  {text}"
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{body}\n")
-    check(place, launch(*place.arguments(f"--config-dir={tmp_path}", "experiment=mine")), told)
+    check(place, launch(*place.arguments(f"--config-dir={tmp_path}", "experiment=mine"), whole=True), told)
 
 
 # --------------------------------------------------------------------------------------------------------- the data
 
-TEXT = "data=text data.seq_len=16 data.batch_tokens=128 data.val_tokens=64 logger=none schedule.steps=2".split()
+TEXT = [
+    "data=text",
+    "data.seq_len=16",
+    "data.batch_tokens=128",
+    "data.val_tokens=64",
+    "logger=none",
+    "schedule.steps=2",
+]
 
 
 @pytest.fixture
@@ -255,7 +275,11 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_no_space_left(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
-    check(place, launch(*place.arguments()), f"no space left: {place.runs} has 0.00 GB free, this run needs")
+    check(
+        place,
+        launch(*place.arguments()),
+        f"no space left: {place.runs} has 0.0 MB free, checkpoints of 1 run",
+    )
 
 
 def test_a_disk_that_fills_up(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +292,9 @@ def test_a_disk_that_fills_up(place: Place, launch: Callable[..., Done], monkeyp
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_a_multirun_that_cannot_be_written(mode: list[str], below: str, launch: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_multirun_that_cannot_be_written(
+    mode: list[str], below: str, launch: Callable[..., Done], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     done = launch(*mode, *TINY, f"paths.multirun={tmp_path}/file{below}")
     assert (done.status, done.err.count("\n")) == (2, 1)
@@ -278,7 +304,7 @@ def test_a_multirun_that_cannot_be_written(mode: list[str], below: str, launch: 
 
 
 def test_a_run_whose_defaults_moved(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = launching.make_plan(from_command_line(place.arguments("skip_layers=0")))
+    made = launching.make_plan(entry.from_command_line(place.arguments("skip_layers=0")))
     planning.freeze(made, "none")
     (run,) = place.multirun.all_runs()
     run.write_status("done", attempt=1)
@@ -314,7 +340,9 @@ def test_in_a_process_of_its_own(arguments: str, told: str, place: Place) -> Non
     assert not place.runs.exists()
 
 
-def test_the_whole_traceback_on_request(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_traceback_on_request(
+    place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["launch.py", *place.arguments("skip_layers=7")])
     with pytest.raises(planning.UserError, match="layer 7 is outside"):

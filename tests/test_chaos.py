@@ -118,7 +118,7 @@ NIGHTLY += [pytest.param(Started, 8.0, case, marks=pytest.mark.nightly, id=f"sta
 def test_kills_at_random_moments_change_nothing(
     attempt: Callable[[RunDir], "Forked | Started"], longest: float, case: int, tmp_path: Path, data_root: Path
 ) -> None:
-    """To see one again, set CHAOS_SEED to the seed that is printed (the moments hit other places on another machine)."""
+    """To see one again, set CHAOS_SEED to the seed that is printed (moments hit other places on another machine)."""
     seed = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
     print(f"CHAOS_SEED={seed}")
     straight = frozen(chaotic(tmp_path / "straight", data_root))

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is passed over: damage of every kind, and a crash or a full disk at every step of saving."""
+"""A checkpoint is whole or passed over: damage of every kind, a crash or a full disk at every step of saving."""
 
 import errno
 import json

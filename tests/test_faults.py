@@ -1,6 +1,6 @@
 """What can go wrong in a job and around it: the cause is told, nothing earlier is lost, and the next attempt continues.
 
-A job runs in this process where that shows the fault; else in processes of its own, and where those are many, a stand-in
+A job runs in this process where that shows the fault; else in a process of its own; where those are many, a stand-in
 without torch plays the job's part.
 """
 
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def weights(run: RunDir) -> dict[str, torch.Tensor]:
     return checkpoint.load(path, run.id, ("model",))["model"]
 
 
-# ------------------------------------------------------------------------------------------------- numbers that are none
+# ------------------------------------------------------------------------------------------------ numbers that are none
 
 
 def nan_loss(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -206,7 +206,7 @@ def test_a_validation_loss_that_is_none(run: RunDir, straight: RunDir, monkeypat
     assert_continues_as(straight, run)
 
 
-# ----------------------------------------------------------------------------------------------------- causes of failure
+# ---------------------------------------------------------------------------------------------------- causes of failure
 
 CAUSES: dict[str, tuple[BaseException, str, str]] = {
     "memory": (MemoryError(), "oom", "MemoryError"),
@@ -323,7 +323,7 @@ def test_a_full_disk_can_be_told_on_the_full_disk(
     assert_continues_as(straight, run)
 
 
-# ------------------------------------------------------------------------------------------------- between end and status
+# ----------------------------------------------------------------------------------------------- between end and status
 
 
 class Killed(BaseException):
@@ -389,7 +389,7 @@ def test_a_torn_status_is_no_obstacle(run: RunDir, straight: RunDir) -> None:
     assert run.result.stat().st_mtime_ns == before
 
 
-# ----------------------------------------------------------------------------------------------- a run is somebody else's
+# --------------------------------------------------------------------------------------------- a run is somebody else's
 
 
 def test_a_run_that_another_executes_is_left_alone(run: RunDir) -> None:
@@ -452,7 +452,7 @@ def test_checkpoints_by_step_are_written_at_their_step(
     assert saved == [5, 10]
 
 
-# ------------------------------------------------------------------------------------- the local pool, with stand-in jobs
+# ----------------------------------------------------------------------------------- the local pool, with stand-in jobs
 
 STAND_IN = """
 import os, signal, sys, time
@@ -516,7 +516,7 @@ class Deadline:
     """A tick that does something once, as soon as it can, and lets nothing last for ever."""
 
     def __init__(
-        self, when: Callable[[], bool] = lambda: False, then: Callable[[], None] = lambda: None, seconds: float = 90
+        self, when: Callable[[], bool] = lambda: False, then: Callable[[], object] = lambda: None, seconds: float = 90
     ):
         self.when, self.then, self.did = when, then, False
         self.end = time.monotonic() + seconds
@@ -634,9 +634,7 @@ def test_one_that_does_not_stop_is_killed(
 
 def test_a_second_signal_does_not_wait(stand_in: Path, playing: Callable[..., RunDir]) -> None:
     run = playing(IGNORES)
-    Pool([run], 1, stand_in).execute(
-        Deadline(lambda: observe(run).is_live, lambda: (interrupt(), interrupt()) and None)
-    )
+    Pool([run], 1, stand_in).execute(Deadline(lambda: observe(run).is_live, lambda: [interrupt(), interrupt()]))
     assert told(run) == ("preempted", "signal", "SIGKILL")
 
 
@@ -710,13 +708,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
         time.sleep(0.02)
 
 
-# ----------------------------------------------------------------------------------------- the local pool, with real jobs
+# --------------------------------------------------------------------------------------- the local pool, with real jobs
 
 
 @pytest.fixture
-def slow(tmp_path: Path, data_root: Path) -> Iterator[RunDir]:
+def slow(tmp_path: Path, data_root: Path) -> RunDir:
     """40 steps of 512 micro-batches each, so that something can happen while it runs."""
-    yield frozen(slow_configuration(tmp_path, data_root, micro_batch=1))
+    return frozen(slow_configuration(tmp_path, data_root, micro_batch=1))
 
 
 def slow_configuration(folder: Path, data_root: Path, micro_batch: int) -> Any:

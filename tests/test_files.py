@@ -16,7 +16,7 @@ import pytest
 from skipsweep import files
 from skipsweep.rundir import RunDir
 
-# ----------------------------------------------------------------------------------------------------------- whole files
+# ---------------------------------------------------------------------------------------------------------- whole files
 
 
 class Killed(BaseException):
@@ -103,7 +103,7 @@ def test_creating_exclusively_leaves_the_first_alone(tmp_path: Path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["1.json"]
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
+# ----------------------------------------------------------------------------------------------------------------- rows
 
 
 def metric_row(step: int, attempt: int = 1, **more: Any) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_there_is_one_row_per_step_that_of_the_last_attempt(tmp_path: Path) -> N
     assert run.read_metrics() == [rows[0], rows[3], rows[4], metric_row(3, 2)]
 
 
-# ------------------------------------------------------------------------------------------------------------------ lock
+# ----------------------------------------------------------------------------------------------------------------- lock
 
 
 def count_up(folder: Path, times: int) -> None:

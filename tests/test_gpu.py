@@ -13,7 +13,7 @@ from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
 from skipsweep.sweep import identity
-from skipsweep.train import NONFINITE_CHECK_EVERY, NonFinite, Trainer
+from skipsweep.train import LOOK_EVERY, NonFinite, Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,14 +50,14 @@ def test_a_state_moves_between_devices(data_root: Path) -> None:
 
 
 def test_the_guard_stops_in_time_with_the_last_good_parameters(data_root: Path) -> None:
-    made = trainer(data_root, "cuda", steps=3 * NONFINITE_CHECK_EVERY)
+    made = trainer(data_root, "cuda", steps=3 * LOOK_EVERY["cuda"])
     good: dict[str, torch.Tensor] = {}
-    with pytest.raises(NonFinite) as raised:  # noqa: PT012
+    with pytest.raises(NonFinite) as raised:
         for boundary in made.run():
             if boundary.step == 2:
                 good = {n: p.detach().clone() for n, p in made.model.named_parameters()}
                 made._backward = _poisoned(made)  # type: ignore[method-assign]
-    assert raised.value.step <= 2 + NONFINITE_CHECK_EVERY
+    assert raised.value.step <= 2 + LOOK_EVERY["cuda"]
     assert all(torch.equal(p, good[n]) for n, p in made.model.named_parameters())
 
 

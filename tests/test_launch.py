@@ -38,8 +38,17 @@ def extended(place: Place, swept: Done) -> Done:
 
 
 @pytest.fixture(scope="module")
-def single(place: Place) -> Done:
-    return place.launch("skip_layers=0", "seed=7")
+def twice(place: Place) -> list[Done]:
+    """One run, launched twice at once."""
+    both = [place.start("skip_layers=0", "seed=7") for _ in range(2)]
+    ends = [process.communicate(timeout=120) for process in both]
+    return [Done(process.returncode, out, err) for process, (out, err) in zip(both, ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def single(twice: list[Done]) -> Done:
+    """The launch that executed the run."""
+    return max(twice, key=lambda done: "step 12/12" in done.out)
 
 
 @pytest.fixture
@@ -77,6 +86,11 @@ def test_a_sweep_from_end_to_end(place: Place, swept: Done) -> None:
     assert table[ARMS[2]]["vs baseline"] == f"{losses[ARMS[2]] - losses[ARMS[0]]:+.4f}"
     assert {row["runs"] for row in table.values()} == {"1/1"}
     assert {row["steps"] for row in table.values()} == {"12"}
+
+
+def test_a_single_seed_is_said_to_prove_nothing(swept: Done, extended: Done) -> None:
+    assert "One seed per arm: differences cannot be told from noise" in swept.out
+    assert "One seed per arm" not in extended.out
 
 
 def test_every_line_of_a_run_is_told(place: Place, swept: Done) -> None:
@@ -358,6 +372,7 @@ def steps(run: RunDir) -> int | None:
 
 def test_a_single_run_shows_its_result(place: Place, single: Done) -> None:
     assert (single.status, single.err) == (0, "")
+    assert single.line("1 point").startswith("1 point, 1 run: 0 finished, 1 to run; ")
     run = shown_run(single)
     assert run.path.parent == place.multirun.runs
     found = result(run)
@@ -375,14 +390,15 @@ def shown_run(done: Done) -> RunDir:
     return RunDir(Path(done.line("run: ").removeprefix("run: ")))
 
 
-def test_two_launchers_of_one_run(place: Place, data_root: Path) -> None:
-    """One executes it, the other waits for that, and both show the result."""
-    both = [place.start("skip_layers=0", "seed=8") for _ in range(2)]
-    ends = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    (run,) = {shown_run(Done(0, out, err)) for out, err in ends}
+def test_two_launchers_of_one_run(place: Place, twice: list[Done]) -> None:
+    """One executes it, the other waits for that and says for whom, and both show the result."""
+    assert [done.status for done in twice] == [0, 0]
+    (run,) = {shown_run(done) for done in twice}
     assert place.attempts()[run.name] == 1
-    assert sum("being executed by" in out + err for out, err in ends) <= 1
+    assert ["step 12/12" in done.out for done in twice].count(True) == 1
+    for done in twice:
+        assert ("step 12/12" in done.out) != ("is being executed by" in done.out + done.err)
+    assert twice[0].line("validation loss") == twice[1].line("validation loss")
 
 
 def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path) -> None:

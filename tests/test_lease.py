@@ -123,8 +123,9 @@ HOLDERS: dict[str, tuple[Callable[[], dict[str, Any]], float, bool]] = {
 
 def write_lease(run: RunDir, changes: dict[str, Any], age_s: float = 0) -> None:
     path = run.leases / "1.json"
-    path.write_text(json.dumps({**lease._claim(1), **changes}))
-    os.utime(path, (time.time() - age_s,) * 2)
+    written = time.time() - age_s
+    path.write_text(json.dumps({**lease._claim(1), "beat": written, **changes}))
+    os.utime(path, (written, written))
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
@@ -165,6 +166,13 @@ def test_who_may_only_read_sees_it_too(run: RunDir, monkeypatch: pytest.MonkeyPa
     for age_s, alive in ((0, True), (STALE_S, False)):
         write_lease(run, {"host": "elsewhere"}, age_s)
         assert lease.is_live(run, lease.newest(run)) == alive
+
+
+def test_looking_at_a_fresh_one_writes_nothing(run: RunDir) -> None:
+    write_lease(run, {"host": "elsewhere"})
+    before = run.leases.stat().st_mtime_ns
+    assert lease.is_live(run, lease.newest(run))
+    assert run.leases.stat().st_mtime_ns == before
 
 
 def test_a_torn_lease_counts_as_released(run: RunDir) -> None:

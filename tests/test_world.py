@@ -31,7 +31,7 @@ def double(folder: Path, data_root: Path, processes: int = 1, micro_batch: int =
 
 
 def large(folder: Path, data_root: Path, processes: int = 1, micro_batch: int = 0) -> Config:
-    """512 sequences a step: in micro-batches of one it takes long enough to be interrupted, in one piece it does not."""
+    """512 sequences a step: in micro-batches of one it lasts long enough to be interrupted, in one piece not."""
     base = double(folder, data_root, processes, micro_batch)
     return replace(base, data=replace(base.data, batch_tokens=512 * 16, epochs=100))
 

@@ -54,7 +54,7 @@ def _row(run: RunDir) -> Row:
         val_loss=result.get("val_loss"),
         steps=result.get("steps"),
         train_time_s=result.get("train_time_s"),
-        sweeps=sorted(files.read_json(run.serves) or {}),
+        sweeps=sorted(run.read_serves()),
     )
 
 

@@ -5,7 +5,6 @@ All numbers are little-endian.
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from skipsweep import files
 from skipsweep.errors import DataError
-from skipsweep.files import fsync_folder
 
 MAGIC = 20240520
 VERSION = 1
@@ -31,18 +30,8 @@ def write(path: Path, parts: Iterable[NDArray[np.integer]]) -> tuple[int, str]:
 
     Raises ValueError for no tokens at all, more than the header can count, or tokens outside 0..65535.
     """
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(tmp, "wb") as f:
-            count, sha256 = _write(f, parts)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
-    return count, sha256
+    with files.replacing(path) as f:
+        return _write(f, parts)
 
 
 def read(path: Path) -> np.memmap:

@@ -26,7 +26,7 @@ MULTIRUN_FLAGS = ("-m", "--multirun")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def run(main: Callable[[], None], asked: list[LaunchRequest]) -> None:
+def run(main: Callable[[], None], asked: list[LaunchRequest | UserError]) -> None:
     """Let Hydra read the command line and fill `asked` through `main`, then launch what was asked for, and exit.
 
     Exit status: the launch's; 2 for bad input, said in one line on standard error; 130 when interrupted.
@@ -39,7 +39,13 @@ def run(main: Callable[[], None], asked: list[LaunchRequest]) -> None:
             # Only now, outside Hydra: it would log, wrap and re-raise whatever happens.
             from skipsweep.sweep.launch import launch
 
-            sys.exit(launch(asked[0]))
+            sys.exit(launch(_valid(asked[0])))
+
+
+def _valid(asked: LaunchRequest | UserError) -> LaunchRequest:
+    if isinstance(asked, UserError):
+        raise asked
+    return asked
 
 
 def _prepare() -> None:
@@ -93,6 +99,15 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 def _shipped(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
+
+
+def ask(asked: list[LaunchRequest | UserError]) -> None:
+    """Note what is asked for, or what is wrong with it: Hydra would print more about an error than its one line."""
+    try:
+        with explained():
+            asked.append(request_from_hydra())
+    except UserError as problem:
+        asked.append(problem)
 
 
 def request_from_hydra() -> LaunchRequest:

@@ -339,8 +339,8 @@ def _check_space(plan: Plan, retry: str) -> None:
     free = shutil.disk_usage(plan.multirun.path).free
     if free < need + kept:
         raise UserError(
-            f"no space left: {plan.multirun.path} has {free / 1e9:.2f} GB free, these {len(todo)} runs need "
-            f"{(need + kept) / 1e9:.2f} GB for checkpoints and weights; free some, or set paths.multirun"
+            f"no space left: {plan.multirun.path} has {free / 1e6:,.1f} MB free, checkpoints of {len(todo)} "
+            f"run(s) need {(need + kept) / 1e6:,.1f} MB; free some, or set paths.multirun"
         )
 
 

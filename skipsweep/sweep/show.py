@@ -19,7 +19,7 @@ from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
 from skipsweep.sweep.plan import Plan
 
-LINE_WIDTH = 200
+LINE_WIDTH = 2000
 """Columns where there is no terminal: nothing is to be folded in a log."""
 
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
@@ -56,7 +56,8 @@ def plan(made: Plan, todo: Sequence[str], seconds: float | None) -> None:
     for point in made.points[:MAX_ROWS]:
         seen = made.observations[point.run]
         layers = ",".join(map(str, point.sources)) or "none"
-        shown.add_row(point.arm, layers, str(point.seed), point.run, state(seen))
+        where = Text(f" by {seen.holder}" if seen.holder else "")
+        shown.add_row(point.arm, layers, str(point.seed), point.run, state(seen) + where)
     console.print(shown)
     if len(made.points) > MAX_ROWS:
         console.print(f"... and {len(made.points) - MAX_ROWS} more points")
@@ -181,6 +182,9 @@ def arms(found: Sequence[Arm]) -> Table:
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
         )
+    if len(found) > 1 and all(arm.done < 2 for arm in found):
+        shown.caption = "One seed per arm: differences cannot be told from noise. More seeds: sweep.seeds=range(0,5)"
+        shown.caption_justify = "left"
     return shown
 
 
@@ -209,6 +213,9 @@ def result(run: RunDir, found: dict[str, Any]) -> None:
 
 def listing(rows: Sequence[Row]) -> None:
     """All runs. Plain columns: laying out a table of a thousand rows takes rich a second."""
+    if not rows:
+        print("no runs yet")
+        return
     cells = [("run", "state", "val loss", "steps", "time", "sweeps")]
     for row in rows:
         state_ = row.state + (f" ({row.cause})" if row.cause else "")

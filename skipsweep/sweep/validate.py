@@ -16,6 +16,7 @@ def validate(config: Config) -> None:
     _complete(config)
     _model(config)
     _data(config)
+    _optim(config)
     _schedule(config)
     _compute(config)
     _record(config)
@@ -30,7 +31,9 @@ def _complete(node: Any, where: str = "") -> None:
             _complete(value, f"{key}.")
         elif isinstance(value, str) and value == MISSING:
             raise UserError(f"{key} has no value; give one, e.g. {key}=...")
-        elif isinstance(value, float) and not math.isfinite(value):
+        elif any(
+            isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])
+        ):
             raise UserError(f"{key}={value} is not finite")
 
 
@@ -46,8 +49,8 @@ def _model(config: RunConfig) -> None:
         raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is no whole number")
     _not_negative("model.softcap", model.softcap)
     _one_of("model.dtype", model.dtype, DTYPES)
-    _not_negative("seed", config.seed)
     _not_negative("replicate", config.replicate)
+    _seed("seed", config.seed)
 
 
 def _data(config: RunConfig) -> None:
@@ -58,7 +61,17 @@ def _data(config: RunConfig) -> None:
         if getattr(data, key) % data.seq_len:
             raise UserError(f"data.{key}={getattr(data, key)} must be a multiple of data.seq_len={data.seq_len}")
     _one_of("data.order", data.order, ORDERS)
-    _not_negative("data.order_seed", data.order_seed)
+    _seed("data.order_seed", data.order_seed)
+
+
+def _optim(config: RunConfig) -> None:
+    optim = config.optim
+    for f in fields(optim):
+        value = getattr(optim, f.name)
+        if isinstance(value, float):
+            _not_negative(f"optim.{f.name}", value)
+            if f.name.startswith("beta") and value >= 1:
+                raise UserError(f"optim.{f.name}={value} is a decay per step; valid: 0 to below 1")
 
 
 def _schedule(config: RunConfig) -> None:
@@ -103,6 +116,12 @@ def _record(config: RunConfig) -> None:
 def _positive(key: str, value: Any) -> None:
     if value <= 0:
         raise UserError(f"{key}={value} must be above 0")
+
+
+def _seed(key: str, value: int) -> None:
+    _not_negative(key, value)
+    if value >= 2**63:
+        raise UserError(f"{key}={value} is too large; valid: below 2^63")
 
 
 def _not_negative(key: str, value: Any) -> None:

@@ -1,0 +1,320 @@
+"""The `skipsweep` command: tables for people, JSON with the same facts, one line for mistakes."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, Place
+
+from skipsweep import cli, files, mirror
+from skipsweep.config import Wandb
+from skipsweep.rundir import RunDir
+from skipsweep.sweep import launch as launching
+from skipsweep.sweep import plan as planning
+from skipsweep.sweep.entry import from_command_line
+
+NONE, SKIP = "skip_layers=none", "skip_layers=[0,input]"
+LOSSES = {(NONE, 0): 2.50, (NONE, 1): 2.60, (SKIP, 0): 2.40, (SKIP, 1): None}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Place:
+    """A sweep of four runs, three of them finished and one failed, and a run that is only planned."""
+    place = Place(tmp_path_factory.mktemp("cli") / "runs", data_root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIPSWEEP_DATA", str(data_root))
+        asked = ["-m", f"skip_layers=none,{SKIP.split('=')[1]}", "seed=0,1", "sweep.name=which", "sweep.question=Why?"]
+        for arguments in (asked, ["seed=5"]):
+            planning.freeze(launching.make_plan(from_command_line(place.arguments(*arguments))), "none")
+    for (arm, seed), loss in LOSSES.items():
+        end(place.run_of("which", arm, seed), loss)
+    return place
+
+
+def end(run: RunDir, loss: float | None) -> None:
+    """Leave what a finished (or, without a loss, a failed) run leaves."""
+    if loss is None:
+        run.write_status("failed", cause="nan", message="training loss is not finite [/at] step 3", attempt=1)
+        return
+    curve = [
+        {"step": step, "tokens": 128 * step, "train_time_s": 1.0, "val/loss": loss + 12 - step} for step in (0, 12)
+    ]
+    for row in curve:
+        files.append_row(run.metrics, {"attempt": 1, **row, "lambda/x": 1 + loss})
+    result = {"id": run.id, "val_loss": loss, "steps": 12, "tokens": 1536, "train_time_s": 61.0, "val_curve": curve}
+    more = {"parameters": {"head": 7000, "blocks": 168}, "lambdas": {"lambda/x": 1 + loss}, "unigram_entropy": 3.3}
+    files.write_json(run.result, {**result, **more})
+    run.write_status("done", attempt=1)
+
+
+@pytest.fixture
+def skipsweep(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`skipsweep ARGUMENTS` in this process."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(place.data))
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["skipsweep", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return Done(int(ended.value.code or 0), told.out, told.err)
+
+    return run
+
+
+@pytest.fixture
+def here(place: Place, skipsweep: Callable[..., Done]) -> Callable[..., Done]:
+    """The same, on the fabricated runs."""
+    return lambda *arguments: skipsweep(*arguments, "--multirun", str(place.runs))
+
+
+def as_json(done: Done) -> Any:
+    assert (done.status, done.err) == (0, "")
+    return json.loads(done.out)
+
+
+def refused(done: Done, told: str) -> None:
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("error: ")
+    assert told in done.err
+
+
+def row_of(done: Done, name: str) -> list[str]:
+    return done.line(name).split()
+
+
+# ------------------------------------------------------------------------------------------------------ list, status
+
+
+def test_list(place: Place, here: Callable[..., Done]) -> None:
+    done, rows = here("list"), as_json(here("list", "--json"))
+    assert [row["run"] for row in rows] == [run.name for run in place.multirun.all_runs()]
+    assert len(rows) == 5
+    for row in rows:
+        name, state, *figures = row_of(done, row["run"])
+        assert (name, state) == (row["run"], row["state"])
+        if row["state"] == "done":
+            assert figures == [f"{row['val_loss']:.4f}", str(row["steps"]), "1:01", "which"]
+    assert {row["state"]: (row["val_loss"], row["cause"], row["sweeps"]) for row in rows if row["state"] != "done"} == {
+        "failed": (None, "nan", ["which"]),
+        "planned": (None, None, ["single"]),
+    }
+    failed = next(row for row in rows if row["state"] == "failed")
+    assert row_of(done, failed["run"])[1:] == ["failed", "(nan)", "-", "-", "-", "which"]
+
+
+def test_status_of_everything(here: Callable[..., Done]) -> None:
+    done, found = here("status"), as_json(here("status", "--json"))
+    assert found["counts"] == {"done": 3, "failed": 1, "planned": 1}
+    assert done.out.splitlines()[0] == ", ".join(f"{n} {state}" for state, n in found["counts"].items())
+    assert done.line("sweeps: ") == "sweeps: which"
+    assert found["sweeps"] == ["which"]
+    failed = next(run for run in found["runs"] if run["state"] == "failed")
+    assert failed["message"] == "training loss is not finite [/at] step 3"
+    assert f"nan: {failed['message']}" in done.line(failed["run"])
+    assert not any(run["run"] in done.out for run in found["runs"] if run["state"] == "done")
+
+
+def test_status_of_a_sweep(here: Callable[..., Done]) -> None:
+    done, found = here("status", "which"), as_json(here("status", "which", "--json"))
+    assert done.out.startswith("sweep which: Why?\n")
+    assert (found["sweep"], found["question"], found["counts"]) == ("which", "Why?", {"done": 3, "failed": 1})
+    base, skip = found["arms"]
+    assert (base["name"], base["val_loss"], base["is_baseline"], base["done"]) == (NONE, pytest.approx(2.55), True, 2)
+    assert (skip["name"], skip["val_loss"], skip["failed"], skip["pairs"]) == (SKIP, 2.4, 1, 1)
+    assert skip["difference"] == pytest.approx(-0.1)  # against the baseline of the same seed, not its mean
+    assert skip["val_loss_sd"] is None
+    assert row_of(done, SKIP) == [SKIP, "1/2,", "1", "failed", "2.4000", "-", "-0.1000", "1", "12", "1:01", "7,168"]
+    assert row_of(done, NONE)[1:5] == ["2/2", "2.5500", "0.0707", "baseline"]
+
+
+def test_status_of_no_sweep(here: Callable[..., Done]) -> None:
+    for name in ("other", "../runs", "/", ""):
+        refused(here("status", name), f"no sweep {name} below ")
+    refused(here("status", "other"), "there are: which")
+
+
+def test_an_empty_folder(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    folder = ("--multirun", str(tmp_path / "none"))
+    assert as_json(skipsweep("list", "--json", *folder)) == []
+    assert as_json(skipsweep("status", "--json", *folder))["runs"] == []
+    assert skipsweep("list", *folder).out == "no runs yet\n"
+    assert skipsweep("status", *folder).out == "no runs yet\n"
+    refused(skipsweep("status", "x", *folder), "there are: none yet")
+    refused(skipsweep("compare", "a", "b", *folder), "no run a below")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_a_power_cut_and_a_file_manager_leave(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    torn = RunDir(tmp_path / "runs" / "3x16-torn-aaaa")
+    torn.path.mkdir(parents=True)
+    torn.status.write_bytes(b"")
+    torn.serves.write_bytes(b'{"a": ')
+    (tmp_path / "runs" / "notes.txt").write_text("")
+    (row,) = as_json(skipsweep("list", "--json", "--multirun", str(tmp_path)))
+    assert (row["state"], row["sweeps"], row["val_loss"]) == ("planned", [], None)
+    assert as_json(skipsweep("status", "--json", "--multirun", str(tmp_path)))["counts"] == {"planned": 1}
+
+
+# ----------------------------------------------------------------------------------------------------------- compare
+
+
+def test_compare(place: Place, here: Callable[..., Done]) -> None:
+    a, b = place.run_of("which", NONE), place.run_of("which", SKIP)
+    done, found = here("compare", a.name, b.id), as_json(here("compare", a.name, b.id, "--json"))
+    assert found["runs"] == [a.name, b.name]
+    assert found["settings"] == {"skip_layers.layers": [[], [0, "input"]], "head_type.name": ["last", "add"]}
+    assert done.line("skip_layers.layers").split(maxsplit=2)[1:] == ["[]", "[0, 'input']"]
+    assert [row["step"] for row in found["losses"]] == [0, 12]
+    assert found["losses"][1] == {"step": 12, "a": 2.5, "b": pytest.approx(2.4), "difference": pytest.approx(-0.1)}
+    assert done.line("  12").split() == ["12", "2.5000", "2.4000", "-0.1000"]
+    assert found["lambdas"] == {"lambda/x": [3.5, 3.4]}
+    assert row_of(done, "lambda/x") == ["lambda/x", "3.5000", "3.4000"]
+    assert found["result"]["val_loss"] == [2.5, 2.4]
+    assert row_of(done, "val_loss") == ["val_loss", "2.5000", "2.4000"]
+
+
+def test_compare_with_an_unfinished_run(place: Place, here: Callable[..., Done]) -> None:
+    a, b = place.run_of("which", NONE), place.run_of("which", SKIP, 1)
+    done, found = here("compare", a.name, b.name), as_json(here("compare", a.name, b.name, "--json"))
+    assert found["losses"] == []
+    assert found["result"]["val_loss"] == [2.5, None]
+    assert found["settings"]["seed"] == [0, 1]
+    assert row_of(done, "val_loss") == ["val_loss", "2.5000", "-"]
+    assert "no validation at equal steps" in done.out
+
+
+def test_names_are_found_by_their_beginnings(place: Place, here: Callable[..., Done]) -> None:
+    run = place.run_of("which", SKIP)
+    others = [one for one in place.multirun.all_runs() if one != run]
+    start = next(run.id[:n] for n in range(1, 13) if not any(one.id.startswith(run.id[:n]) for one in others))
+    for text in (run.name, run.id, start, run.name[:-6]):
+        assert as_json(here("compare", text, run.name, "--json"))["runs"] == [run.name, run.name]
+    refused(here("compare", "3x16", run.name), "3x16 is the beginning of 5 runs, e.g. ")
+    refused(here("compare", run.name, "4x16"), f"no run 4x16 below {place.multirun.runs}; `skipsweep list` shows them")
+
+
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_plan(place: Place, skipsweep: Callable[..., Done]) -> None:
+    before = place.stamps()
+    asked = ("plan", *place.arguments("skip_layers=none,1", "seed=0,1"))
+    done, found = skipsweep(*asked), as_json(skipsweep(*asked, "--json"))
+    assert (done.status, done.err) == (0, "")
+    assert done.line("4 points") == "4 points, 4 runs: 2 finished, 2 to run; time unknown until measured"
+    assert (found["runs"], len(found["to_run"]), found["seconds"]) == (4, 2, None)
+    assert [point["state"] for point in found["points"]] == ["done", "done", "new", "new"]
+    assert [point["run"] for point in found["points"][2:]] == found["to_run"]
+    assert (found["sweep"], found["baseline"]) == (done.sweep, NONE)
+    for point in found["points"]:
+        assert done.out.count(point["run"]) == 1
+    assert place.stamps() == before
+
+
+def test_plan_takes_the_flag_of_launch(place: Place, skipsweep: Callable[..., Done]) -> None:
+    plain = as_json(skipsweep("plan", "--json", *place.arguments("skip_layers=none,1")))
+    flagged = as_json(skipsweep("plan", "--json", *place.arguments("-m", "skip_layers=none,1")))
+    assert plain == flagged
+
+
+def test_plan_of_nonsense(place: Place, skipsweep: Callable[..., Done]) -> None:
+    refused(skipsweep("plan", *place.arguments("skip_layers=7")), "layer 7 is outside the trunk of 3 layers")
+    refused(skipsweep("plan", "colour=red"), "no key colour")
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+CHAIN = ("data=synthetic", "data.train_tokens=5000", "data.val_tokens=512", "data.states=16")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipsweep: Callable[..., Done]) -> Path:
+    """A data root with one prepared corpus."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(tmp_path))
+    skipsweep("data", "prepare", *CHAIN)
+    return tmp_path
+
+
+def test_data_prepare(root: Path, skipsweep: Callable[..., Done]) -> None:
+    (folder,) = (path for path in root.iterdir() if path.name.startswith("synthetic-"))
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    done, found = skipsweep("data", "prepare", *CHAIN), as_json(skipsweep("data", "prepare", *CHAIN, "--json"))
+    assert done.status == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    assert (found["folder"], found["vocab_size"], found["train"]["tokens"]) == (str(folder), 16, 5001)
+    cells = row_of(done, folder.name)
+    assert cells[2:4] == ["16", "5,001"]
+    refused(skipsweep("data", "prepare", "data=text"), "data.path")
+    refused(skipsweep("data", "prepare", "data=text", "data.path=/nowhere"), "/nowhere")
+
+
+def test_data_info(root: Path, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    (found,) = as_json(skipsweep("data", "info", "--json"))
+    assert found["name"] == "synthetic"
+    assert row_of(skipsweep("data", "info"), "synthetic-")[3] == "5,001"
+    elsewhere = str(tmp_path / "none")
+    assert as_json(skipsweep("data", "info", "--json", "--root", elsewhere)) == []
+    assert skipsweep("data", "info", "--root", elsewhere).out == "no corpora yet\n"
+    (Path(found["folder"]) / "meta.json").write_text("{")
+    (damaged,) = as_json(skipsweep("data", "info", "--json"))
+    assert "meta.json: missing, damaged or unreadable" in damaged["problem"]
+    assert "meta.json: missing, damaged" in skipsweep("data", "info").out
+
+
+def test_data_verify(root: Path, skipsweep: Callable[..., Done]) -> None:
+    done, rows = skipsweep("data", "verify"), as_json(skipsweep("data", "verify", "--json"))
+    assert done.status == 0
+    assert {row["shard"]: row["problem"] for row in rows} == {"train_000001.bin": None, "val_000000.bin": None}
+    assert [line.split()[1:] for line in done.out.splitlines()[1:]] == [
+        ["train_000001.bin", "5,001", "ok"],
+        ["val_000000.bin", f"{rows[1]['tokens']:,}", "ok"],
+    ]
+    (shard,) = root.glob("*/train_000001.bin")
+    shard.write_bytes(shard.read_bytes()[:-2])
+    broken = skipsweep("data", "verify")
+    assert (broken.status, broken.err) == (1, "")
+    assert "the file ends after 5000 of the 5001 tokens" in broken.out
+    listed = skipsweep("data", "verify", "--json")
+    assert listed.status == 1
+    assert [row["problem"] is None for row in json.loads(listed.out)] == [False, True]
+
+
+# -------------------------------------------------------------------------------------------------------------- sync
+
+
+def test_sync(place: Place, here: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the command; tests/test_mirror.py lets wandb itself take part."""
+    synced: list[RunDir] = []
+    monkeypatch.setattr(mirror, "sync", lambda run: synced.append(run))
+    run = place.run_of("which", NONE)
+    done = here("sync", run.id)
+    assert (done.status, synced) == (0, [run])
+    assert done.out == f"mirrored into {run.mirror}\n"
+    monkeypatch.setattr(mirror, "sync", lambda run: "no route to host")
+    failed = here("sync", run.id)
+    assert (failed.status, failed.err) == (1, "error: wandb: no route to host\n")
+    refused(here("sync", "nothing"), "no run nothing below")
+    assert asdict(Wandb())["mode"] == "online"
+
+
+# ------------------------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["list", "--jsn"], ["compare", "a"], ["data", "frob"]])
+def test_misuse_is_told(arguments: list[str], skipsweep: Callable[..., Done]) -> None:
+    done = skipsweep(*arguments)
+    assert done.status == 2
+    assert "Traceback" not in done.err
+    assert "Usage: " in done.err
+
+
+def test_every_command_says_what_it_does(skipsweep: Callable[..., Done]) -> None:
+    told = skipsweep("--help").out
+    for name in ("list", "status", "compare", "plan", "sync", "data"):
+        assert name in told
+    assert "Read every shard" in skipsweep("data", "--help").out
