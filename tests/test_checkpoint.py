@@ -104,7 +104,10 @@ def missing(name: str) -> Mutant:
 
 
 def replaced(name: str, content: bytes) -> Mutant:
-    return lambda path: (path / name).write_bytes(content) and None
+    def mutate(path: Path) -> None:
+        (path / name).write_bytes(content)
+
+    return mutate
 
 
 def zero_tail(path: Path) -> None:
@@ -125,7 +128,11 @@ def swap(path: Path) -> None:
 
 def older(name: str) -> Mutant:
     """Take a file from the checkpoint before."""
-    return lambda path: shutil.copy(path.with_name("step-00000002") / name, path / name) and None
+
+    def mutate(path: Path) -> None:
+        shutil.copy(path.with_name("step-00000002") / name, path / name)
+
+    return mutate
 
 
 def renamed_over(path: Path) -> None:

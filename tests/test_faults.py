@@ -337,7 +337,7 @@ ENDS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         "prune",
         lambda folder: (folder.parent / "result.json").exists(),
     ),
-    "before the status": (RunDir, "write_status", lambda run: run.result.exists()),
+    "before the status": (job, "_remember_speed", lambda config: True),
 }
 
 
@@ -346,17 +346,18 @@ def test_a_kill_at_the_very_end_does_not_cost_the_run(
     place: str, run: RunDir, straight: RunDir, trainers: list[Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No step before the last checkpoint is trained again."""
+    owner, name, there = ENDS[place]
+    dead = [False]
+
+    def dies(first: Any) -> bool:
+        dead[0] = dead[0] or there(first)
+        return dead[0]
+
     with monkeypatch.context() as patch:
-        dead = [False]
-
-        def dies(path: Any) -> bool:
-            dead[0] = dead[0] or DISK_ENDS(path)
-            return dead[0]
-
-        DISK_ENDS = ENDS[place][2]
-        fail_in(patch, *ENDS[place][:2], Killed(), dies)
+        fail_in(patch, owner, name, Killed(), dies)
         patch.setattr(job, "_conclude", lambda *_: job.FAILED)
         execute(run)
+    assert dead == [True]
     assert run.read_status()["state"] == "running"
     trainers.clear()
     release(run)
@@ -609,6 +610,11 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def interrupt_twice() -> None:
+    interrupt()
+    interrupt()
+
+
 def test_one_that_is_stopped_before_it_began_has_not_failed(stand_in: Path, playing: Callable[..., RunDir]) -> None:
     """Python and torch take seconds to start, and die of a signal meanwhile."""
     run, later = playing("time.sleep(600)"), playing("work()")
@@ -634,7 +640,7 @@ def test_one_that_does_not_stop_is_killed(
 
 def test_a_second_signal_does_not_wait(stand_in: Path, playing: Callable[..., RunDir]) -> None:
     run = playing(IGNORES)
-    Pool([run], 1, stand_in).execute(Deadline(lambda: observe(run).is_live, lambda: [interrupt(), interrupt()]))
+    Pool([run], 1, stand_in).execute(Deadline(lambda: observe(run).is_live, interrupt_twice))
     assert told(run) == ("preempted", "signal", "SIGKILL")
 
 
@@ -713,7 +719,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
 
 @pytest.fixture
 def slow(tmp_path: Path, data_root: Path) -> RunDir:
-    """40 steps of 512 micro-batches each, so that something can happen while it runs."""
+    """40 steps of 256 micro-batches each, so that something can happen while it runs."""
     return frozen(slow_configuration(tmp_path, data_root, micro_batch=1))
 
 
@@ -721,7 +727,7 @@ def slow_configuration(folder: Path, data_root: Path, micro_batch: int) -> Any:
     base = configuration(folder / "slow", data_root)
     return replace(
         base,
-        data=replace(base.data, batch_tokens=512 * 16, epochs=100),
+        data=replace(base.data, batch_tokens=256 * 16, epochs=100),
         schedule=replace(base.schedule, steps=40),
         compute=Compute(micro_batch=micro_batch, threads=1),
         record=Record(val_every=40),
@@ -746,13 +752,13 @@ def test_a_killed_job_has_failed_and_the_others_finish(slow: RunDir, tmp_path: P
         assert holder is not None
         os.kill(holder["pid"], signal.SIGKILL)
 
-    Pool([good[0], slow, good[1]], 2, None).execute(Deadline(lambda: len(slow.read_metrics()) > 2, kill))
+    Pool([good[0], slow, good[1]], 2, None).execute(Deadline(lambda: len(slow.read_metrics()) > 1, kill))
     assert [told(run)[0] for run in good] == ["done", "done"]
     assert told(slow)[:2] == ("failed", "killed")
 
 
 def test_a_pool_that_is_told_to_stop_saves_at_the_boundary(slow: RunDir, tmp_path: Path, data_root: Path) -> None:
-    Pool([slow], 1, None).execute(Deadline(lambda: len(slow.read_metrics()) > 2, interrupt))
+    Pool([slow], 1, None).execute(Deadline(lambda: len(slow.read_metrics()) > 1, interrupt))
     assert told(slow) == ("preempted", "signal", "SIGTERM")
     finishes(slow, tmp_path, data_root)
 
@@ -761,7 +767,7 @@ def test_a_job_whose_launcher_was_killed_saves_and_stops(slow: RunDir, tmp_path:
     """It notices within a heartbeat: nobody would see its end."""
     pool = launcher(None, 1, [slow])
     try:
-        wait_until(lambda: len(slow.read_metrics()) > 2)
+        wait_until(lambda: len(slow.read_metrics()) > 1)
     finally:
         pool.kill()
         pool.wait(30)

@@ -31,9 +31,9 @@ def double(folder: Path, data_root: Path, processes: int = 1, micro_batch: int =
 
 
 def large(folder: Path, data_root: Path, processes: int = 1, micro_batch: int = 0) -> Config:
-    """512 sequences a step: in micro-batches of one it lasts long enough to be interrupted, in one piece not."""
+    """256 sequences a step: in micro-batches of one it lasts long enough to be interrupted, in one piece not."""
     base = double(folder, data_root, processes, micro_batch)
-    return replace(base, data=replace(base.data, batch_tokens=512 * 16, epochs=100))
+    return replace(base, data=replace(base.data, batch_tokens=256 * 16, epochs=100))
 
 
 def finish(execution: local.Execution, tick: Callable[[], None] = lambda: None, seconds: float = 120) -> int:
