@@ -88,11 +88,17 @@ def timed(step: Callable[[], None], steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that it started."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [pid, *(descendant for child in found for descendant in family(int(child)))]
+
+
 def signal_mirror(mirror: Mirror | None, number: int) -> None:
     """Stop or continue wandb's processes."""
-    pids = subprocess.run(["pgrep", "-f", "skipsweep.mirror|wandb-core"], capture_output=True, text=True).stdout.split()
-    for pid in pids if mirror else []:
-        os.kill(int(pid), number)
+    if mirror and mirror.process and mirror.process.poll() is None:
+        for pid in family(mirror.process.pid):
+            os.kill(pid, number)
 
 
 def main() -> None:

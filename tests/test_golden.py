@@ -10,6 +10,7 @@ which refuses while the version is the old one and a trace has moved.
 
 import json
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,4 +106,5 @@ def main(data_root: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path("/tmp/skipsweep-golden")))
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(main(Path(folder)))

@@ -106,11 +106,11 @@ def test_runs_execute_the_code_that_was_frozen(place: Place, swept: Done) -> Non
     assert files.read_json(place.run_of(swept.sweep, ARMS[1]).env)["1"]["code"] == frozen.name
 
 
-def test_a_single_run_executes_the_code_of_its_launcher(tmp_path: Path) -> None:
+def test_a_single_run_executes_the_code_of_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not that of another checkout, which may be the one that is installed."""
-    environment = local._environment(None, 1)
-    assert environment["PYTHONPATH"].split(":")[0] == str(Path(launching.__file__).parents[2])
-    assert local._environment(tmp_path, 1)["PYTHONPATH"].split(":")[0] == str(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    assert local._environment(None, 1)["PYTHONPATH"] == f"{Path(launching.__file__).parents[2]}:/mine"
+    assert local._environment(tmp_path, 1)["PYTHONPATH"] == f"{tmp_path}:/mine"
 
 
 def test_the_same_command_again_executes_nothing(place: Place, swept: Done) -> None:
