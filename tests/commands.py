@@ -6,12 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from skipsweep import files
 from skipsweep.rundir import Multirun, RunDir
+from skipsweep.sweep.entry import from_command_line
+from skipsweep.sweep.request import Composes, LaunchRequest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -104,6 +107,16 @@ class Done:
                 cells.insert(4, "")  # compared with nothing
             found[name] = dict(zip(columns[1:], cells, strict=True))
         raise AssertionError("the table has no end")
+
+
+@cache
+def _composer() -> Composes:
+    return from_command_line([]).composer
+
+
+def request(arguments: Sequence[str]) -> LaunchRequest:
+    """What launch.py would be asked for; one composer serves all tests, so that Hydra composes less."""
+    return replace(from_command_line(arguments), composer=_composer())
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from commands import CHECKOUT, TINY, Done, Place
+from commands import CHECKOUT, TINY, Done, Place, request
 
 from skipsweep.sweep import entry, local
 from skipsweep.sweep import launch as launching
@@ -52,7 +52,7 @@ def through_hydra() -> None:
 
 def around_hydra(arguments: Sequence[str]) -> None:
     with entry.reported():
-        sys.exit(launching.launch(entry.from_command_line(arguments)))
+        sys.exit(launching.launch(request(arguments)))
 
 
 def check(place: Place, done: Done, told: str) -> None:
@@ -304,7 +304,7 @@ def test_a_multirun_that_cannot_be_written(
 
 
 def test_a_run_whose_defaults_moved(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = launching.make_plan(entry.from_command_line(place.arguments("skip_layers=0")))
+    made = launching.make_plan(request(place.arguments("skip_layers=0")))
     planning.freeze(made, "none")
     (run,) = place.multirun.all_runs()
     run.write_status("done", attempt=1)

@@ -467,9 +467,10 @@ def file_size_limit() -> Iterator[Callable[[int], None]]:
 
 def test_the_systems_refusal_is_told_as_such(folder: Path, file_size_limit: Callable[[int], None]) -> None:
     """Not as what the serialiser makes of a short file."""
-    file_size_limit(2000)
+    large = {**state(6), "model": {"embed": torch.zeros(50_000)}}
+    file_size_limit(100_000)
     with pytest.raises(OSError, match="File too large"):
-        save(folder, 6)
+        checkpoint.save(folder, large, RUN, 1, 2)
     file_size_limit(resource.RLIM_INFINITY)
     assert names(folder) == ["step-00000002", "step-00000004"]
     assert newest(folder) == 4

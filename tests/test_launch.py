@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Done, Place, result, until
+from commands import Done, Place, request, result, until
 
 from skipsweep import files, job
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep import local
-from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.plan import Plan
 
 SWEEP = ("-m", "skip_layers=none,0,[0,1]")
@@ -55,7 +54,7 @@ def single(twice: list[Done]) -> Done:
 def plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """What launch.py would plan, in this process."""
     monkeypatch.setenv("SKIPSWEEP_DATA", str(place.data))
-    return lambda *arguments: launching.make_plan(from_command_line(place.arguments(*arguments)))
+    return lambda *arguments: launching.make_plan(request(place.arguments(*arguments)))
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def launch(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setenv("SKIPSWEEP_DATA", str(place.data))
 
     def run(*arguments: str) -> Done:
-        status = launching.launch(from_command_line(place.arguments(*arguments)))
+        status = launching.launch(request(place.arguments(*arguments)))
         told = capsys.readouterr()
         return Done(status, told.out, told.err)
 
@@ -89,8 +88,8 @@ def test_a_sweep_from_end_to_end(place: Place, swept: Done) -> None:
 
 
 def test_a_single_seed_is_said_to_prove_nothing(swept: Done, extended: Done) -> None:
-    assert "One seed per arm: differences cannot be told from noise" in swept.out
-    assert "One seed per arm" not in extended.out
+    assert "one seed per arm: differences cannot be told from noise" in swept.out
+    assert "one seed per arm" not in extended.out
 
 
 def test_every_line_of_a_run_is_told(place: Place, swept: Done) -> None:

@@ -98,7 +98,7 @@ def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
     if plan.name is None:
         _show_single(runs[0])
     else:
-        show.console.print(show.arms(arms.of_sweep(plan.multirun, plan.name)))
+        show.arms(arms.of_sweep(plan.multirun, plan.name))
         show.place("sweep", plan.multirun.sweep(plan.name).path)
     failed = [seen for seen in plan.observations.values() if seen.state == "failed"]
     if failed and plan.name is not None:

@@ -165,8 +165,8 @@ def runs(seen: Sequence[Observation]) -> Table:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def arms(found: Sequence[Arm]) -> Table:
-    """Arms with validation loss and difference to the baseline."""
+def arms(found: Sequence[Arm]) -> None:
+    """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
     shown = table("arm", ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters")
     for arm in found:
         versus = "baseline" if arm.is_baseline else f"is {arm.same_as}" if arm.same_as else _signed(arm.difference)
@@ -182,10 +182,9 @@ def arms(found: Sequence[Arm]) -> Table:
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
         )
+    console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
-        shown.caption = "One seed per arm: differences cannot be told from noise. More seeds: sweep.seeds=range(0,5)"
-        shown.caption_justify = "left"
-    return shown
+        console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
 
 
 def _signed(value: float | None) -> str:
@@ -240,7 +239,7 @@ def status(found: Status) -> None:
     if len(open_) > MAX_OPEN:
         console.print(f"... and {len(open_) - MAX_OPEN} more; all with --json")
     if found.arms:
-        console.print(arms(found.arms))
+        arms(found.arms)
     if found.sweeps:
         console.print("sweeps: " + ", ".join(found.sweeps))
 
