@@ -143,6 +143,7 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
         return _say(str(problem), HELD)
     except BaseException as problem:
         traceback.print_exc()
+        _keep_traceback(Path(facts["log"]))
         cause, message = cause_of(problem)
         state = ("failed", {"cause": cause, "message": message})
     finally:
@@ -151,6 +152,13 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
     if state[0] != "failed":
         world.broadcast("concluded")
     return code
+
+
+def _keep_traceback(log: Path) -> None:
+    """Have the present exception in the attempt's log too where errors went to a terminal."""
+    with contextlib.suppress(OSError):
+        if not log.exists() or not log.stat().st_size:
+            log.write_text(traceback.format_exc())
 
 
 def _is_finished(run: RunDir) -> bool:

@@ -232,6 +232,9 @@ def test_a_failure_is_told_and_leaves_what_was_there(cause: str, run: RunDir, mo
     assert (status["state"], status["cause"]) == ("failed", expected)
     assert words in status["message"]
     assert "\n" not in status["message"]
+    log = Path(status["log"]).read_text()  # whole, also where errors go to a terminal
+    assert log.startswith("Traceback")
+    assert words in log
     assert status["attempt"] == 1
     assert newest(run)["step"] == 6
     assert [row["step"] for row in rows(run)] == list(range(BAD + 1))
