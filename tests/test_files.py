@@ -1,6 +1,7 @@
 """Files that are replaced as a whole, rows that survive being torn, and a lock that holds."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -148,16 +149,23 @@ def test_rows_are_valid_lines_again_after_a_torn_one(tmp_path: Path) -> None:
 
 
 def test_a_row_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than any buffer: two writers would otherwise mix their rows."""
-    long = metric_row(1, gates=[0.123456789] * 5000)
-    writers = [
-        threading.Thread(target=lambda: [files.append_row(tmp_path / "m", long) for _ in range(20)]) for _ in "ab"
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-    assert list(files.read_rows(tmp_path / "m")) == [long] * 40
+    """Also one longer than any buffer, behind a torn one: another writer could come in between two."""
+    run = run_with(tmp_path / "run", metric_row(0))
+    run.metrics.write_bytes(run.metrics.read_bytes() + b"torn")
+    sizes = []
+
+    class Raw(io.FileIO):
+        def write(self, content: Any) -> int:
+            sizes.append(len(content))
+            return super().write(content)
+
+    monkeypatch.setattr(files, "open", lambda path, _: io.BufferedRandom(Raw(path, "a+")), raising=False)
+    for count in (1, 5000):
+        sizes.clear()
+        files.append_row(run.metrics, metric_row(count, gates=[0.123456789] * count))
+        assert len(sizes) == 1
+    assert sizes[0] > 50_000
+    assert [row["step"] for row in run.read_metrics()] == [0, 1, 5000]
 
 
 def test_garbage_between_rows_is_skipped(tmp_path: Path) -> None:

@@ -238,8 +238,9 @@ def test_the_heart_stops_when_the_run_was_taken_over(run: RunDir, monkeypatch: p
 
 
 def contents(run: RunDir) -> dict[str, bytes]:
-    """Every file of a run but the leases."""
-    found = (p for p in run.path.rglob("*") if p.is_file() and p.parent != run.leases)
+    """Every file of a run but the leases, and the logs that each attempt has of its own."""
+    own = (run.leases, run.path / "log")
+    found = (p for p in run.path.rglob("*") if p.is_file() and p.parent not in own)
     return {str(p.relative_to(run.path)): p.read_bytes() for p in found}
 
 
