@@ -22,9 +22,9 @@ from skipsweep.errors import UserError
 MISSING: Any = "???"  # OmegaConf's marker, written out so that reports need not import it
 
 
-def location() -> Any:
+def location(default: str = MISSING) -> Any:
     """A field that says where content is found. The content's fingerprint stands for it in a run's identity."""
-    return field(default=MISSING, metadata={"location": True})
+    return field(default=default, metadata={"location": True})
 
 
 # ---------------------------------------------------------------------------------------------------- what is ablated
@@ -115,13 +115,24 @@ class Concat(HeadType):
 
 @dataclass
 class LambdaInit:
-    """Where the learned scalars start."""
+    """Where the learned scalars start. Neutral: what is there already counts 1, what a mechanism adds counts 0."""
 
     x_lambda: float = 1.0
-    """Weight of the last layer's output in the add heads; neutral: 1."""
+    """Weight of the last layer's output in the add heads."""
     skip_lambda: Any = 0.0
-    """Weight of the skipped outputs: one number, or a list with one per source in the order of `skip_layers`;
-    neutral: 0."""
+    """Weight of the skipped outputs: one number, or a list with one per source in the order of `skip_layers`."""
+    block_x: float = 1.0
+    """Weight of the residual stream in every block's weighted sum (`embeddings.mix`)."""
+    block_x00: float = 0.0
+    """Weight of the token embedding x00 in that sum."""
+    block_extra: float = 0.0
+    """Weight of each further token embedding (x01, x02, ...) in that sum."""
+    unet: float = 0.0
+    """Weight of every U-net skip (`residual.unet`)."""
+    value: float = 1.0
+    """Weight of a layer's own values (`model.value_lambda`)."""
+    value_embedding: float = 0.0
+    """Weight of the value embedding in layers that have one (`embeddings.value_layers`)."""
 
 
 @dataclass
@@ -141,7 +152,7 @@ class NoGates(GateTargets):
 
 @dataclass
 class Model:
-    """The trunk: a decoder-only transformer with pre-norm blocks, rotary attention and a squared-ReLU MLP."""
+    """The trunk: a decoder-only transformer with rotary attention, norms without weights and a squared-ReLU MLP."""
 
     layers: int = MISSING
     """Number of blocks."""
@@ -151,12 +162,57 @@ class Model:
     """Attention heads; each has dim / heads channels."""
     mlp_ratio: float = MISSING
     """Hidden width of the MLP, in units of dim."""
+    no_attention: Any = field(default_factory=list)
+    """Layers that have an MLP only: a list, or `scaled` (the one before the middle: 7 of 16)."""
     softcap: float = 0.0
     """Logits l become c * l / sqrt(l^2 + c^2) with this c; 0: uncapped."""
+    vocab_multiple: int = 1
+    """The head has this multiple of rows, at least one for each token id; the softmax runs over all of them."""
     rotary_base: float = 10000.0
     """Longest rotary wavelength is 2 pi times this many positions."""
+    rotary_fraction: float = 1.0
+    """Part of each head's channels that turn with the position; the rest are blind to it."""
+    attention_scale: float = 0.0
+    """Factor on the products of queries and keys; 0: 1 / sqrt(channels of a head)."""
+    value_norm: bool = False
+    """Norm values per head, as queries and keys are; the attention's input is then not normed."""
+    value_lambda: bool = False
+    """A learned scalar on the values of every layer (`lambda/value/LAYER`)."""
+    document_mask: bool = False
+    """A token sees its own document only, i.e. back to the latest end-of-text token."""
+    window: int = 0
+    """Tokens that a query sees back at the end of the run, whole blocks counted; 0: no limit."""
+    window_block: int = 128
+    """Tokens per block: a query sees the blocks less than window / window_block before its own."""
+    window_growth: str = "none"
+    """`none`, or `cubic`: the window grows from one block as 4x^3 - 6x^2 + 3x over the run (x: part of it done)."""
+    long_window: Any = field(default_factory=list)
+    """Layers with the whole window, the others have half of it: a list, or `scaled` (0, 4, 11, 15 of 16)."""
     dtype: str = "float32"
-    """Precision of parameters and arithmetic: float32, bfloat16 or float64 (a run's precision, not the device's)."""
+    """Precision of parameters and arithmetic: float32, bfloat16 or float64 (a run's precision, not the device's).
+    Of a bfloat16 model, lambdas, head and all optimiser state are float32."""
+
+
+@dataclass
+class Embeddings:
+    """Token embeddings beside x00, where the residual stream starts (seed 003; medium track, records 9 and 10)."""
+
+    mix: bool = False
+    """Every block starts from a learned sum of the residual stream, x00, and the further embeddings."""
+    extra: int = 0
+    """Number of further token embeddings x01, x02, ... in that sum."""
+    value_layers: Any = field(default_factory=list)
+    """Value embeddings: per table the layers whose values it is added to, e.g. [[0, 11], [1, 12]]; a number n: table k
+    serves layers k and layers - n + k; `scaled`: as many tables as 5 of 16 layers have."""
+
+
+@dataclass
+class Residual:
+    """Skips between blocks (seed 002)."""
+
+    unet: Any = field(default_factory=list)
+    """Pairs [source, target]: the output of `source` is added to the stream before block `target`, times a learned
+    weight; `scaled`: 6->9, 4->10, 2->11 of 16 layers."""
 
 
 @dataclass
@@ -168,12 +224,15 @@ class Data:
     """`bytes` or `gpt2`; a synthetic corpus has `none`."""
     seq_len: int = MISSING
     """Tokens per sequence."""
+    val_seq_len: int = 0
+    """Tokens per sequence in validation; 0: seq_len."""
     batch_tokens: int = MISSING
     """Tokens per optimiser step, over all processes; a multiple of seq_len."""
     val_tokens: int = MISSING
-    """Tokens of the validation split that every validation uses; a multiple of seq_len."""
+    """Tokens of the validation split that every validation uses; a multiple of val_seq_len."""
     order: str = "sequential"
-    """Order of the training sequences: `sequential` (as they stand in the shards) or `shuffled`."""
+    """Order of the training sequences: `sequential` (whole batches as they stand in the shards, the tail of a shard
+    that is no batch left out, as the speedrun reads) or `shuffled`."""
     order_seed: int = 0
     """Seed of the shuffle; apart from `seed`, so that arms of all seeds may see the same data in the same order."""
     epochs: int = 1
@@ -216,10 +275,48 @@ class Synthetic(Data):
 
 
 @dataclass
+class HubShards(Data):
+    """Token shards that others have made, downloaded from the Hugging Face hub as a run needs them."""
+
+    repo: str = location()
+    """Dataset on the hub, e.g. kjj0/fineweb10B-gpt2."""
+    revision: str = location("main")
+    """Branch, tag or commit. What counts for a run's identity is what lies there (`fingerprint`)."""
+
+
+@dataclass
+class FineWeb10B(HubShards):
+    """10 billion tokens of FineWeb in 103 shards: what the speedrun trains on."""
+
+    name: str = "fineweb10B"
+
+
+@dataclass
+class FineWeb100B(HubShards):
+    """100 billion tokens of FineWeb in 1,030 shards."""
+
+    name: str = "fineweb100B"
+
+
+@dataclass
+class FineWebEdu10B(HubShards):
+    """10 billion tokens of FineWeb-Edu in 99 shards."""
+
+    name: str = "finewebedu10B"
+
+
+@dataclass
 class Optim:
-    """The optimiser."""
+    """The optimiser, and an outer one around it (Snoo): every `outer_every` steps, what they have moved is taken as a
+    gradient by SGD with Nesterov momentum (DiLoCo on one worker; medium track, record 12)."""
 
     name: str = MISSING
+    outer_every: int = 0
+    """Steps from one outer step to the next; the first is after step 1. 0: no outer optimiser."""
+    outer_lr: float = 0.0
+    """Learning rate of the outer SGD; not scheduled."""
+    outer_momentum: float = 0.0
+    """Nesterov momentum of the outer SGD."""
 
 
 @dataclass
@@ -246,6 +343,41 @@ class AdamW(Optim):
 
 
 @dataclass
+class Muon(Optim):
+    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024) on matrices of the blocks, Adam on the rest."""
+
+    name: str = "muon"
+    lr: float = MISSING
+    """Peak learning rate of the blocks' matrices, times sqrt(max(1, rows / columns))."""
+    momentum: float = MISSING
+    """Nesterov momentum m <- mu m + (1 - mu) g after the warm-up."""
+    momentum_start: float = MISSING
+    """Momentum at the first step."""
+    momentum_warmup: int = 0
+    """Steps over which it rises linearly."""
+    newton_schulz: list[list[float]] = field(default_factory=list)
+    """Coefficients (a, b, c) of X <- a X + b (XX')X + c (XX')^2 X, one triple per iteration."""
+    smoothing: float = 0.0
+    """Decay of an exponential mean over orthogonalised updates (medium track, record 13)."""
+    weight_decay: float = 0.0
+    """Per step, times the learning rate."""
+    mlp_decay_factor: float = 1.0
+    """Factor on the weight decay of MLP matrices."""
+    embed_lr: float = MISSING
+    """Peak learning rate of Adam on embeddings."""
+    head_lr: float = MISSING
+    """Peak learning rate of Adam on the output head."""
+    scalar_lr: float = MISSING
+    """Peak learning rate of Adam on learned scalars (lambdas)."""
+    beta1: float = MISSING
+    """Adam's decay of the first moment."""
+    beta2: float = MISSING
+    """Adam's decay of the second moment."""
+    eps: float = MISSING
+    """Added to the root of Adam's second moment."""
+
+
+@dataclass
 class Schedule:
     """The learning rate as a pure function of the step, as a factor of the peak."""
 
@@ -254,6 +386,11 @@ class Schedule:
     """Optimiser steps of the run."""
     warmup_steps: int = 0
     """Steps over which the factor rises linearly from 0 to 1."""
+    horizon: int = 0
+    """Compute the learning rate as if the run had this many steps, and stay at its end in steps beyond; 0: as many as
+    it has."""
+    window_horizon: int = 0
+    """The same for the attention window."""
 
 
 @dataclass
@@ -301,9 +438,10 @@ class Compute:
     threads: int = 0
     """CPU threads per process; 0: this machine's cores, divided among the processes that run at once."""
     micro_batch: int = 0
-    """Sequences per forward pass; smaller ones are accumulated; 0: the process's whole share of the batch."""
+    """Sequences per forward pass; smaller ones are accumulated. 0: the process's whole share of the batch, on a GPU at
+    most 65,536 tokens of it."""
     compile: bool = False
-    """torch.compile the blocks."""
+    """torch.compile blocks, loss and optimiser; all layers and arms share what was compiled."""
 
 
 @dataclass
@@ -393,6 +531,8 @@ class Recipe:
     lambda_init: LambdaInit = field(default_factory=LambdaInit)
     gate_targets: GateTargets = MISSING
     model: Model = field(default_factory=Model)
+    embeddings: Embeddings = field(default_factory=Embeddings)
+    residual: Residual = field(default_factory=Residual)
     data: Data = MISSING
     optim: Optim = MISSING
     schedule: Schedule = MISSING
@@ -436,8 +576,11 @@ UNIONS: tuple[type, ...] = (SelectionMethod, HeadType, GateTargets, Data, Optim,
 
 
 def choices(base: type) -> dict[str, type]:
-    """Name -> class of every choice of a tagged union."""
-    return {cls.name: cls for cls in base.__subclasses__()}
+    """Name -> class of every choice of a tagged union; a class that others derive from is no choice itself."""
+    found = {}
+    for cls in base.__subclasses__():
+        found |= choices(cls) or {cls.name: cls}
+    return found
 
 
 def world_size(compute: Compute) -> int:

@@ -1,6 +1,7 @@
 """Small recipes and models for the tests of the trunk."""
 
 import hashlib
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -8,11 +9,13 @@ import torch
 from skipsweep.config import (
     AdamW,
     Constant,
+    Embeddings,
     HeadType,
     LambdaInit,
     Model,
     NoGates,
     Recipe,
+    Residual,
     SkipLayers,
     Synthetic,
     choices,
@@ -31,27 +34,62 @@ ARMS = [
 ]
 """Heads with sources, on a trunk of 4 layers."""
 
-TRUNK = {"layers": 4, "dim": 16, "heads": 2, "mlp_ratio": 2.0, "softcap": 15.0}
+PLAIN = {"layers": 4, "dim": 16, "heads": 2, "mlp_ratio": 2.0, "softcap": 15.0}
+"""Blocks one after the other, and nothing between them."""
+
+TRUNK = PLAIN | {
+    "no_attention": [1],
+    "vocab_multiple": 5,
+    "rotary_base": 64.0,
+    "rotary_fraction": 0.5,
+    "attention_scale": 0.3,
+    "value_norm": True,
+    "value_lambda": True,
+    "document_mask": True,
+    "window": 8,
+    "window_block": 2,
+    "window_growth": "cubic",
+    "long_window": [0, 3],
+}
+"""All that the speedrun's blocks have."""
+
+EMBEDDINGS = Embeddings(mix=True, extra=1, value_layers=[[0, 3]])
+RESIDUAL = Residual(unet=[[0, 2], [0, 3], [1, 3]])
+LAMBDAS = {"block_x": 0.9, "block_x00": 0.2, "block_extra": 0.1, "unet": 0.5, "value": 0.7, "value_embedding": 0.4}
+"""Where scalars start, so that every mechanism has a part in what comes out."""
+
+EOT = 256
+"""End-of-text of the `bytes` tokenizer."""
+DOCUMENTS = {"tokenizer": "bytes", "vocab_size": 257}
+"""Changes to a recipe whose texts have documents."""
 
 
-def recipe(head: str = "last", sources: Any = (), seed: int = 0, **changes: Any) -> Recipe:
-    """A canonical recipe; `changes` go to the trunk, the data or the initial lambdas, whichever has the field."""
-    data = {"seq_len": 10, "vocab_size": 32}
-    init = {}
-    trunk = dict(TRUNK)
+def recipe(head: str = "last", sources: Any = (), seed: int = 0, plain: bool = False, **changes: Any) -> Recipe:
+    """A canonical recipe of the full trunk, or of a plain one.
+
+    `changes` go to the trunk, the data, the schedule or the initial lambdas, whichever has the field, or replace
+    `embeddings` or `residual` as a whole.
+    """
+    groups = {"embeddings": Embeddings() if plain else EMBEDDINGS, "residual": Residual() if plain else RESIDUAL}
+    data = {"seq_len": 10, "vocab_size": 32, "tokenizer": "none"}
+    init = {} if plain else dict(LAMBDAS)
+    trunk = dict(PLAIN if plain else TRUNK)
+    schedule = {"steps": 1, "window_horizon": 0}
+    lambdas = {f.name for f in fields(LambdaInit)}
     for key, value in changes.items():
-        target = data if key in data else init if key in ("x_lambda", "skip_lambda") else trunk
-        target[key] = value
+        owners = [group for group in (groups, data, schedule) if key in group]
+        (owners[0] if owners else init if key in lambdas else trunk)[key] = value
     return Recipe(
         skip_layers=SkipLayers(list(sources)),
         head_type=choices(HeadType)[head](),
         lambda_init=LambdaInit(**init),
         gate_targets=NoGates(),
         model=Model(**trunk),
-        data=Synthetic(tokenizer="none", states=data["vocab_size"], branching=2, train_tokens=1000, **data),
+        data=Synthetic(states=data["vocab_size"], branching=2, train_tokens=1000, **data),
         optim=AdamW(),
-        schedule=Constant(steps=1),
+        schedule=Constant(**schedule),
         seed=seed,
+        **groups,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import configuration
+from runs import LAMBDAS, MODEL, MUON, configuration
 
 from skipsweep import config as c
 from skipsweep.data import prepare
@@ -34,21 +34,34 @@ TOLERANCE = 5e-6
 to 7e-7 on one machine: the float32 draws of the initialisation differ in their last bit. A constant that is changed
 moves a trace by 1e-4 and more."""
 
+ADAMW = c.AdamW(lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=1.0)
+
 MECHANISMS: dict[str, dict[str, Any]] = {
     "none": {"skip_layers": c.SkipLayers([])},
     "add": {"skip_layers": c.SkipLayers([0, 1])},
     "add input": {"skip_layers": c.SkipLayers([1, "input"])},
-    "add from 0.5": {"lambda_init": c.LambdaInit(x_lambda=0.5, skip_lambda=0.5)},
+    "add from 0.5": {"lambda_init": replace(LAMBDAS, x_lambda=0.5, skip_lambda=0.5)},
     "add_renorm": {"head_type": c.AddRenorm()},
     "concat": {"head_type": c.Concat(), "skip_layers": c.SkipLayers([0, "input", "last"])},
     "cosine": {"schedule": c.Cosine(steps=STEPS, final=0.1, warmup_steps=3)},
     "constant": {"schedule": c.Constant(steps=STEPS)},
-    "uncapped": {"model": c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, softcap=0.0)},
-    "weight decay": {
-        "optim": c.AdamW(
-            lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=1.0
-        )
+    "uncapped": {"model": replace(MODEL, softcap=0.0)},
+    "plain blocks": {
+        "model": c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, softcap=15.0),
+        "embeddings": c.Embeddings(),
+        "residual": c.Residual(),
     },
+    "no sum before blocks": {"embeddings": c.Embeddings(value_layers=[[0, 2]])},
+    "no U-net": {"residual": c.Residual()},
+    "no value embeddings": {"embeddings": c.Embeddings(mix=True, extra=1)},
+    "attention everywhere": {"model": replace(MODEL, no_attention=[])},
+    "whole windows": {"model": replace(MODEL, window=0)},
+    "windows that do not grow": {"model": replace(MODEL, window_growth="none")},
+    "values not normed": {"model": replace(MODEL, value_norm=False)},
+    "horizon": {"schedule": c.Trapezoid(steps=STEPS, cooldown=0.5, final=0.1, horizon=30, window_horizon=40)},
+    "adamw": {"optim": ADAMW},
+    "no outer optimiser": {"optim": replace(MUON, outer_every=0)},
+    "no smoothing": {"optim": replace(MUON, smoothing=0.0)},
     "seed 1": {"seed": 1},
     "sequential data": {},
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import configuration
+from runs import LAMBDAS, configuration
 
 from skipsweep import config as c
 from skipsweep.errors import UserError
@@ -41,17 +41,17 @@ SAME: dict[str, dict[str, Any]] = {
     "what it records": {"record": c.Record(val_every=2, log_every=1)},
     "where it is mirrored": {"logger": c.Wandb(mode="offline")},
     "where it lies": {"paths": c.Paths(multirun="elsewhere")},
-    "one number or one per layer": {"lambda_init": c.LambdaInit(skip_lambda=[0.0, 0])},
+    "one number or one per layer": {"lambda_init": replace(LAMBDAS, skip_lambda=[0.0, 0])},
     "the question": {"sweep": c.Sweep(name="x")},
-    "an integer for a number": {"lambda_init": c.LambdaInit(skip_lambda=0)},
+    "an integer for a number": {"lambda_init": replace(LAMBDAS, skip_lambda=0)},
 }
 
 OTHER: dict[str, dict[str, Any]] = {
     "a layer": {"skip_layers": c.SkipLayers([3])},
     "the input": {"skip_layers": c.SkipLayers([3, 1, "input"])},
     "the head": {"head_type": c.Concat()},
-    "an initial lambda": {"lambda_init": c.LambdaInit(skip_lambda=0.5)},
-    "an initial lambda of one layer": {"lambda_init": c.LambdaInit(skip_lambda=[0.5, 0.0])},
+    "an initial lambda": {"lambda_init": replace(LAMBDAS, skip_lambda=0.5)},
+    "an initial lambda of one layer": {"lambda_init": replace(LAMBDAS, skip_lambda=[0.5, 0.0])},
     "the seed": {"seed": 1},
     "a replicate": {"replicate": 1},
     "precision": {"model": replace(TINY, dtype="float64")},
@@ -70,8 +70,8 @@ def test_another_run(case: str) -> None:
 
 
 def test_lambdas_follow_their_layers() -> None:
-    a = canonical(skip_layers=c.SkipLayers([3, 1]), lambda_init=c.LambdaInit(skip_lambda=[0.3, 0.1]))
-    b = canonical(skip_layers=c.SkipLayers([1, 3]), lambda_init=c.LambdaInit(skip_lambda=[0.1, 0.3]))
+    a = canonical(skip_layers=c.SkipLayers([3, 1]), lambda_init=replace(LAMBDAS, skip_lambda=[0.3, 0.1]))
+    b = canonical(skip_layers=c.SkipLayers([1, 3]), lambda_init=replace(LAMBDAS, skip_lambda=[0.1, 0.3]))
     assert a.lambda_init == b.lambda_init
     assert (a.skip_layers.layers, a.lambda_init.skip_lambda) == ([1, 3], [0.1, 0.3])
 
@@ -79,7 +79,7 @@ def test_lambdas_follow_their_layers() -> None:
 @pytest.mark.parametrize("none", [None, "none", []])
 @pytest.mark.parametrize("head", [c.Add(), c.Concat(), c.AddRenorm(), c.Last()])
 def test_without_sources_there_is_one_baseline(head: c.HeadType, none: Any) -> None:
-    init = c.LambdaInit(x_lambda=0.5)  # no mechanism uses it
+    init = replace(LAMBDAS, x_lambda=0.5)  # no mechanism uses it
     run = canonical(skip_layers=c.SkipLayers(none), head_type=head, lambda_init=init)
     assert identity.run_id(c.recipe_of(run)) == run_id(skip_layers=c.SkipLayers([]), head_type=c.Last())
 
@@ -105,7 +105,7 @@ def test_a_golden_id() -> None:
     assert identity.name(c.recipe_of(canonical(**BASE))) == "6x16-synthetic-add-1_3-s0-" + GOLDEN
 
 
-GOLDEN = "d16b5ea19efe"
+GOLDEN = "276d39bfaef0"
 
 
 def test_a_new_field_with_a_neutral_default_keeps_all_ids() -> None:
@@ -193,11 +193,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "last source without concat": ({"skip_layers": c.SkipLayers(["last"])}, r"for head_type=concat only, not for add"),
     "lambdas that do not fit": (
-        {"skip_layers": c.SkipLayers([3]), "lambda_init": c.LambdaInit(skip_lambda=[0.1, 0.2])},
+        {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda=[0.1, 0.2])},
         r"skip_lambda has 2 values for 1 sources",
     ),
     "a lambda that is no number": (
-        {"skip_layers": c.SkipLayers([3]), "lambda_init": c.LambdaInit(skip_lambda="much")},
+        {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda="much")},
         r"much is no number",
     ),
 }
@@ -231,7 +231,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "one layer": ({"model": replace(TINY, layers=1)}, r"at least 2 layers"),
     "dtype": ({"model": replace(TINY, dtype="float8")}, r"model\.dtype=float8 is unknown; valid: float32"),
     "missing": ({"model": replace(TINY, heads=c.MISSING)}, r"model\.heads has no value"),
-    "not finite": ({"lambda_init": c.LambdaInit(x_lambda=float("nan"))}, r"lambda_init\.x_lambda=nan is not finite"),
+    "not finite": (
+        {"lambda_init": replace(LAMBDAS, x_lambda=float("nan"))},
+        r"lambda_init\.x_lambda=nan is not finite",
+    ),
     "no steps": ({"schedule": c.Constant(steps=0)}, r"schedule\.steps=0 must be above 0"),
     "all warm-up": ({"schedule": c.Constant(steps=5, warmup_steps=5)}, r"must be below schedule\.steps=5"),
     "cooldown": ({"schedule": c.Trapezoid(steps=5, cooldown=1.5, final=0.0)}, r"schedule\.cooldown=1\.5"),

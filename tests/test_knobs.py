@@ -21,14 +21,35 @@ OTHER: dict[str, Any] = {
     "head_type.name": c.AddRenorm(),
     "lambda_init.x_lambda": 0.7,
     "lambda_init.skip_lambda": 0.2,
+    "lambda_init.block_x": 0.9,
+    "lambda_init.block_x00": 0.1,
+    "lambda_init.block_extra": 0.1,
+    "lambda_init.unet": 0.5,
+    "lambda_init.value": 0.4,
+    "lambda_init.value_embedding": 0.4,
     "model.layers": 4,
     "model.dim": 24,
     "model.heads": 1,
     "model.mlp_ratio": 3.0,
+    "model.no_attention": [],
     "model.softcap": 5.0,
+    "model.vocab_multiple": 9,
     "model.rotary_base": 100.0,
+    "model.rotary_fraction": 1.0,
+    "model.attention_scale": 0.2,
+    "model.value_norm": False,
+    "model.value_lambda": False,
+    "model.window": 0,
+    "model.window_block": 1,
+    "model.window_growth": "none",
+    "model.long_window": [],
     "model.dtype": "float32",
+    "embeddings.mix": False,
+    "embeddings.extra": 0,
+    "embeddings.value_layers": [],
+    "residual.unet": [],
     "data.seq_len": 32,
+    "data.val_seq_len": 32,
     "data.batch_tokens": 256,
     "data.val_tokens": 128,
     "data.order": "sequential",
@@ -37,7 +58,16 @@ OTHER: dict[str, Any] = {
     "data.branching": 3,
     "data.train_tokens": 5000,
     "data.chain_seed": 1,
-    "optim.lr": 0.02,
+    "optim.lr": 0.04,
+    "optim.momentum": 0.5,
+    "optim.momentum_start": 0.5,
+    "optim.momentum_warmup": 2,
+    "optim.newton_schulz": [[2.0, -1.5, 0.5]],
+    "optim.smoothing": 0.5,
+    "optim.mlp_decay_factor": 1.0,
+    "optim.outer_every": 2,
+    "optim.outer_lr": 0.5,
+    "optim.outer_momentum": 0.1,
     "optim.embed_lr": 0.1,
     "optim.head_lr": 0.04,
     "optim.scalar_lr": 0.2,
@@ -49,6 +79,8 @@ OTHER: dict[str, Any] = {
     "schedule.warmup_steps": 2,
     "schedule.cooldown": 0.9,
     "schedule.final": 0.5,
+    "schedule.horizon": 8,
+    "schedule.window_horizon": 8,
     "seed": 1,
 }
 
@@ -59,7 +91,8 @@ NOT_TRIED = {
     "data.tokenizer": "a synthetic corpus has none",
     "replicate": "repeats the very same run on purpose",
     "data.name": "another choice has other fields",
-    "optim.name": "only one choice",
+    "model.document_mask": "a synthetic corpus is one document; tests/test_model_attention.py",
+    "optim.name": "another choice has other fields; every choice has a golden trace",
     "schedule.name": "every choice has a golden trace",
     "gate_targets.name": "only one choice",
 }
@@ -78,7 +111,7 @@ def numbers(config: c.Config, data_root: Path) -> list[float]:
 def base(data_root: Path) -> c.Config:
     config = configuration(data_root, data_root, schedule=c.Trapezoid(steps=STEPS, cooldown=0.5, final=0.1))
     config.model = replace(config.model, dtype="float64")
-    config.lambda_init = c.LambdaInit(skip_lambda=0.1)
+    config.lambda_init = replace(config.lambda_init, skip_lambda=0.1)
     return config
 
 
@@ -92,6 +125,8 @@ def changed(node: Any, path: list[str], value: Any) -> Any:
 @pytest.mark.parametrize("path", OTHER)
 def test_every_field_changes_the_numbers(path: str, data_root: Path) -> None:
     config = base(data_root)
+    if path == "embeddings.mix":  # further embeddings need the sum
+        config.embeddings = replace(config.embeddings, extra=0)
     assert numbers(changed(config, path.split("."), OTHER[path]), data_root) != numbers(config, data_root)
 
 

@@ -5,27 +5,40 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_recipes import ARMS, recipe, tokens
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from skipsweep.config import Embeddings
 from skipsweep.model.count import flops_per_token, parameters, total
 from skipsweep.model.gpt import build
+from skipsweep.optim.schedule import window_blocks
 
 MEDIUM = {"layers": 16, "dim": 1024, "heads": 8, "mlp_ratio": 4.0, "vocab_size": 50257, "seq_len": 1024}
+RECORD = MEDIUM | {"no_attention": [7], "vocab_multiple": 128, "window": 0}
+"""What counts of the medium track's record 15, less its value embeddings."""
 
 
 def group_of(name: str) -> str:
+    if "lambdas" in name:
+        return "scalars"
     if name.startswith("blocks."):
         return f"blocks.{name.split('.')[2]}"
-    return {"context": "embed", "head": "head"}.get(name.split(".")[0], "scalars")
+    if name.startswith("context.embed."):
+        return "embed.values" if ".ve" in name else "embed.tokens"
+    return name.split(".")[0]
 
 
-@pytest.mark.parametrize("size", [{}, MEDIUM])
+@pytest.mark.parametrize(
+    "size", [{}, {"plain": True}, {"embeddings": Embeddings(extra=0, value_layers=3 * [[0]])}, MEDIUM]
+)
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_parameters_by_group_are_the_built_models(head, layers, size):
     cfg = recipe(head, layers, **size)
-    built = Counter({"scalars": 0})
+    built = Counter({"scalars": 0, "embed.values": 0})
     for name, parameter in build(cfg, "meta").named_parameters():
         built[group_of(name)] += parameter.numel()
     assert parameters(cfg) == dict(built)
@@ -33,21 +46,31 @@ def test_parameters_by_group_are_the_built_models(head, layers, size):
 
 
 def test_figures_of_the_medium_track():
-    assert parameters(recipe(**MEDIUM)) == {
-        "embed": 51_463_168,
+    assert parameters(recipe(plain=True, **MEDIUM)) == {
+        "embed.tokens": 51_463_168,
+        "embed.values": 0,
         "blocks.attention": 16 * 4_194_304,
         "blocks.mlp": 134_217_728,
         "head": 51_463_168,
         "scalars": 0,
     }
-    added = total(parameters(recipe("concat", (11,), **MEDIUM))) - total(parameters(recipe(**MEDIUM)))
-    assert added == 51_463_168
-    assert parameters(recipe("add", (11,), **MEDIUM))["scalars"] == 2
+    added = total(parameters(recipe("concat", (11,), **RECORD))) - total(parameters(recipe(**RECORD)))
+    assert added == parameters(recipe(**RECORD))["head"] == 51_511_296
+    assert parameters(recipe("add", (11,), plain=True, **MEDIUM))["scalars"] == 2
+
+
+def test_operations_of_the_medium_track():
+    """6 for each of the 248,643,584 weights of blocks and head, attention scores apart."""
+    flops = flops_per_token(recipe(**RECORD))
+    scores = flops.pop("blocks.attention.scores")
+    assert total(flops) == 6 * 248_643_584 == pytest.approx(1.4919e9, rel=1e-4)
+    assert scores == 15 * 2 * 2 * 3 * 1024 * 512.5
 
 
 @pytest.mark.parametrize(("head", "layers"), ARMS)
-def test_operations_agree_with_torchs_counter(head, layers):
-    cfg = recipe(head, layers)
+@pytest.mark.parametrize("plain", [False, True])
+def test_operations_agree_with_torchs_counter(head, layers, plain):
+    cfg = recipe(head, layers, plain=plain, window=0)
     ids, targets = tokens(cfg, batch=3)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         build(cfg)(ids, targets).backward()
@@ -61,13 +84,40 @@ def test_operations_agree_with_torchs_counter(head, layers):
 
 
 def test_operations_of_a_pass_are_six_per_weight_and_token():
-    cfg = recipe("concat", (3, 11), **MEDIUM)
+    cfg = recipe("concat", (3, 11), plain=True, **MEDIUM)
     flops, weights = flops_per_token(cfg), parameters(cfg)
     assert flops["embed"] == 0
     for group in ("blocks.attention", "blocks.mlp", "head"):
         assert flops[group] == 6 * weights[group]
     # 16 layers, 2 products, 2 operations, 3 passes, 1024 channels, 512.5 keys
     assert flops["blocks.attention.scores"] == 16 * 2 * 2 * 3 * 1024 * 512.5
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seq_len=st.integers(1, 40),
+    block=st.integers(1, 9),
+    window=st.integers(0, 50),
+    growth=st.sampled_from(["none", "cubic"]),
+    steps=st.integers(1, 12),
+    horizon=st.sampled_from([0, 5, 20]),
+)
+def test_keys_that_are_seen_are_counted_one_by_one(seq_len, block, window, growth, steps, horizon):
+    """Layers 0, 2, 3 have attention; 0 and 3 the long window."""
+    shape = {"window": window, "window_block": block, "window_growth": growth}
+    cfg = recipe(seq_len=seq_len, steps=steps, window_horizon=horizon, **shape)
+    seen = 0
+    for step in range(steps):
+        long = window_blocks(cfg.model, cfg.schedule, step)
+        seen += 2 * pairs(seq_len, block, long) + pairs(seq_len, block, max(long // 2, 1) if long else 0)
+    expected = 2 * 2 * 3 * cfg.model.dim * seen / seq_len / steps
+    assert flops_per_token(cfg)["blocks.attention.scores"] == pytest.approx(expected, rel=1e-9, abs=0.51)
+
+
+def pairs(length: int, block: int, window: int) -> int:
+    q, k = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    near = (q // block - k // block < window) if window else True
+    return int(((k <= q) & near).sum())
 
 
 def test_counting_does_not_import_torch():

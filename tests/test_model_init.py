@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
-from model_recipes import recipe
+from model_recipes import LAMBDAS, recipe
 from torch import nn
 
+from skipsweep.config import Embeddings
 from skipsweep.model import init
 from skipsweep.model.gpt import build
 from skipsweep.model.init import generator, initialise, parameter_roles
+from skipsweep.model.lambdas import Lambdas
 
 WIDE = {"dim": 64, "heads": 2, "vocab_size": 500, "mlp_ratio": 4.0}
 
@@ -22,40 +24,52 @@ def parameters(*args, **changes):
 def test_values_follow_the_table():
     for name, values in parameters("add", (1,), **WIDE, x_lambda=0.5, skip_lambda=-0.25).items():
         kind = name.split(".")[-1]
-        if kind == "embed":
+        if name.startswith("context.embed."):
             assert abs(values.mean()) < 4 / math.sqrt(values.numel())
             assert values.std().item() == pytest.approx(1, abs=4 / math.sqrt(2 * values.numel()))
             assert values.abs().max() > 3
         elif kind in ("qkv", "fc"):
-            bound = math.sqrt(3) * 0.5 / math.sqrt(values.shape[1])
+            bound = math.sqrt(3) * 0.5 / math.sqrt(values.shape[-1])
             assert values.abs().max() <= bound
             assert values.abs().max() > 0.99 * bound
-            assert values.std().item() == pytest.approx(0.5 / math.sqrt(values.shape[1]), rel=0.02)
-            assert abs(values.mean()) < 4 * 0.5 / math.sqrt(values.shape[1] * values.numel())
+            assert values.std().item() == pytest.approx(0.5 / math.sqrt(values.shape[-1]), rel=0.02)
+            assert abs(values.mean()) < 4 * 0.5 / math.sqrt(values.shape[-1] * values.numel())
         elif name.startswith("readout"):
             assert values.tolist() == [0.5, -0.25]
+        elif kind == "weight" and "lambdas" in name:
+            assert set(values.tolist()) <= {torch.tensor(start).item() for start in LAMBDAS.values()}
         else:
             assert kind in ("out", "proj", "weight")
             assert not values.any(), name
 
 
 def test_the_medium_tracks_bound():
-    qkv = parameters(layers=1, dim=1024, heads=8, mlp_ratio=0.25)["blocks.0.attention.qkv"]
-    assert qkv.shape == (3072, 1024)
+    qkv = parameters(plain=True, layers=1, dim=1024, heads=8, mlp_ratio=0.25)["blocks.0.attention.qkv"]
+    assert qkv.shape == (3, 1024, 1024)
     assert qkv.abs().max().item() == pytest.approx(0.027063, abs=1e-6)
 
 
 def test_queries_keys_values_and_layers_draw_apart():
     model = parameters()
-    parts = [part for i in range(4) for part in model[f"blocks.{i}.attention.qkv"].chunk(3)]
+    parts = [part for i in (0, 2, 3) for part in model[f"blocks.{i}.attention.qkv"]]
+    parts += [model[f"context.embed.{table}"] for table in ("x00", "x01", "ve0")]
+    assert len(parts) == 12
     for n, part in enumerate(parts):
         assert not any(torch.equal(part, other) for other in parts[:n])
 
 
 def test_other_layers_and_mechanisms_move_no_draw():
     small = parameters()
-    for other in (parameters("concat", (1, "input")), parameters("add", (2,), layers=6), parameters(mlp_ratio=3.0)):
-        shared = [name for name in small if other[name].shape == small[name].shape]
+    others = (
+        parameters("concat", (1, "input")),
+        parameters("add", (2,), layers=6),
+        parameters(mlp_ratio=3.0),
+        parameters(no_attention=[]),
+        parameters(embeddings=Embeddings(mix=True, extra=2, value_layers=[[0, 3], [2]])),
+        parameters(plain=True, vocab_multiple=5),
+    )
+    for other in others:
+        shared = [n for n in small if n in other and other[n].shape == small[n].shape and "lambdas" not in n]
         assert len(shared) >= 10
         assert all(torch.equal(small[name], other[name]) for name in shared)
 
@@ -66,19 +80,21 @@ def test_the_order_of_parameters_plays_no_part():
     for name in reversed([name for name, _ in model.named_parameters()]):
         *path, last = name.split(".")
         owner = reverse
-        for part in path:
-            owner.add_module(part, getattr(owner, part, None) or nn.Module())
+        for n, part in enumerate(path):
+            if not hasattr(owner, part):
+                original = model.get_submodule(".".join(path[: n + 1]))
+                owner.add_module(part, original if isinstance(original, Lambdas) else nn.Module())
             owner = getattr(owner, part)
         owner.register_parameter(last, nn.Parameter(torch.empty_like(model.get_parameter(name))))
     initialise(reverse, 0)
     assert next(reverse.named_parameters())[0] == "head.weight"
-    for name, parameter in model.named_parameters():
+    for name, parameter in build(recipe()).named_parameters():
         assert torch.equal(reverse.get_parameter(name), parameter)
 
 
 def test_seeds_differ_and_zero_is_one_of_them():
     zero, one = parameters(seed=0), parameters(seed=1)
-    for name in ("context.embed", "blocks.0.attention.qkv", "blocks.3.mlp.fc"):
+    for name in ("context.embed.x00", "context.embed.ve0", "blocks.0.attention.qkv", "blocks.3.mlp.fc"):
         assert not torch.equal(zero[name], one[name])
         assert torch.equal(zero[name], parameters(seed=0)[name])
 
@@ -97,11 +113,13 @@ def test_the_global_generator_is_neither_read_nor_moved():
 def test_all_precisions_start_from_the_same_draws(dtype):
     exact, other = parameters("add", (1,)), parameters("add", (1,), dtype=dtype)
     for name, values in exact.items():
-        assert torch.equal(other[name], values.to(other[name].dtype)), name
+        assert torch.equal(other[name].to(values.dtype), values.to(other[name].dtype).to(values.dtype)), name
 
 
 def test_lambdas_of_a_float64_model_start_at_the_number_given():
-    assert parameters("add", (1,), skip_lambda=0.1, dtype="float64")["readout.lambdas.weight"].tolist() == [1.0, 0.1]
+    found = parameters("add", (1,), skip_lambda=0.1, dtype="float64")
+    assert found["readout.lambdas.weight"].tolist() == [1.0, 0.1]
+    assert found["inject.mix.lambdas.weight"].tolist() == [0.9, 0.2, 0.1] * 4
 
 
 def test_a_model_from_the_meta_device_starts_the_same():
@@ -131,5 +149,5 @@ def test_an_uncovered_parameter_is_an_error():
 
 def test_a_parameter_covered_twice_is_an_error(monkeypatch):
     monkeypatch.setattr(init, "RULES", (*init.RULES, init.RULES[0]))
-    with pytest.raises(LookupError, match=r"context\.embed is covered by 2 rules"):
+    with pytest.raises(LookupError, match=r"context\.embed\.\w+ is covered by 2 rules"):
         parameter_roles(build(recipe(), "meta"))

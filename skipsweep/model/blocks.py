@@ -1,4 +1,4 @@
-"""The plain block: pre-norm attention and pre-norm squared-ReLU MLP, without biases and norm weights.
+"""The speedrun's block: attention and a squared-ReLU MLP on the residual stream, without biases and norm weights.
 
 Legend: B batch, T time, D dim, H heads, K channels of a head, M hidden channels of the MLP.
 """
@@ -9,40 +9,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipsweep.config import Model
+from skipsweep.model.attention import attend
 from skipsweep.model.norm import norm
-from skipsweep.model.seams import Context
+from skipsweep.model.seams import Layer
+from skipsweep.model.shape import mlp_hidden
 
 
 class Block(nn.Module):
-    """x + g * attention(norm(x)), then x + g * mlp(norm(x))."""
+    """x + g * attention(x), then x + g * mlp(norm(x)) (medium track, reference record 15).
 
-    def __init__(self, dim: int, heads: int, mlp_hidden: int, dtype: torch.dtype) -> None:
+    The attention's input is normed only where values are not normed by themselves: then nothing that leaves it depends
+    on the stream's length.
+    """
+
+    def __init__(self, model: Model, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.attention = Attention(dim, heads, dtype)
-        self.mlp = MLP(dim, mlp_hidden, dtype)
+        self.attention = None if layer in model.no_attention else Attention(model, dtype)
+        self.mlp = MLP(model.dim, mlp_hidden(model), dtype)
+        self.norm_input = not model.value_norm
 
-    def forward(self, x: Tensor, g: Tensor | None, ctx: Context) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
-        x = x + gated(self.attention(norm(x), ctx), g)
+        if self.attention is not None:
+            x = x + gated(self.attention(norm(x) if self.norm_input else x, layer), g)
         return x + gated(self.mlp(norm(x)), g)
 
 
 class Attention(nn.Module):
-    """Causal attention with rotary positions; queries and keys are normed per head (Henry et al. 2020)."""
+    """Causal attention with rotary positions; queries and keys, on demand values, are normed per head.
 
-    def __init__(self, dim: int, heads: int, dtype: torch.dtype) -> None:
+    (Henry et al. 2020 for the norm of queries and keys.)
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Parameter(torch.empty(3 * dim, dim, dtype=dtype))
-        self.out = nn.Parameter(torch.empty(dim, dim, dtype=dtype))
+        self.heads, self.value_norm = model.heads, model.value_norm
+        self.scale = model.attention_scale or (model.dim // model.heads) ** -0.5
+        self.qkv = nn.Parameter(torch.empty(3, model.dim, model.dim, dtype=dtype))
+        self.out = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+    def forward(self, x: Tensor, layer: Layer) -> Tensor:
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
-        qkv = F.linear(x, self.qkv).unflatten(-1, (3 * self.heads, -1))
-        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
-        q, k = rotate(norm(qk), ctx.rotary).transpose(1, 2).chunk(2, dim=1)
-        y = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True)
+        qkv = F.linear(x, self.qkv.flatten(0, 1)).unflatten(-1, (3 * self.heads, -1))
+        if self.value_norm:
+            qk, v = norm(qkv).split((2 * self.heads, self.heads), dim=2)
+        else:
+            qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
+            qk = norm(qk)
+        q, k = rotate(qk, layer.rotary).transpose(1, 2).chunk(2, dim=1)
+        y = attend(q, k, self._values(v, layer).transpose(1, 2), layer.mask, self.scale)
         return F.linear(y.transpose(1, 2).flatten(2), self.out)
+
+    def _values(self, v: Tensor, layer: Layer) -> Tensor:
+        """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""
+        if layer.value_lambda is not None:
+            v = v * layer.value_lambda
+        if layer.value_embedding is not None and layer.value_embedding_lambda is not None:
+            v = v + layer.value_embedding.view_as(v) * layer.value_embedding_lambda
+        return v
 
 
 class MLP(nn.Module):
@@ -60,7 +85,9 @@ class MLP(nn.Module):
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0)^2."""
-    return _ReluSquared.apply(x) if x.device.type == "cpu" else F.relu(x).square()  # pyright: ignore[reportReturnType]
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _ReluSquared.apply(x)  # pyright: ignore[reportReturnType]
+    return F.relu(x).square()
 
 
 class _ReluSquared(torch.autograd.Function):

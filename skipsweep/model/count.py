@@ -2,12 +2,16 @@
 
 Conventions of the operation count: a multiply-add is 2 operations; the backward pass costs twice the forward pass; only
 matrix products count (norms, rotary, softmax, activations and lambdas are linear in width, looking up an embedding is
-free). Attention is causal: a query at position t (from 0) reads t + 1 keys, (T + 1) / 2 on average, and only those
-count, about half of the full T x T square that some tables count. What is recomputed to save memory does not count.
+free). Attention counts the keys that a query sees by causality and window, averaged over the run's steps: about half of
+the full T x T square without a window. Document masks, which depend on the text, are not counted off, nor is what is
+recomputed to save memory.
 """
 
+from functools import lru_cache
+
 from skipsweep.config import Recipe
-from skipsweep.model.shape import head_inputs, mlp_hidden, readout_lambdas
+from skipsweep.model.shape import attention_layers, head_inputs, head_rows, mlp_hidden, scalars, token_embeddings
+from skipsweep.optim.schedule import short_window_blocks, windows
 
 FORWARD_AND_BACKWARD = 3
 """Cost of a training pass, in forward passes."""
@@ -15,30 +19,30 @@ FORWARD_AND_BACKWARD = 3
 
 def parameters(recipe: Recipe) -> dict[str, int]:
     """Group -> number of parameters."""
-    model, vocab = recipe.model, recipe.data.vocab_size
+    model, table = recipe.model, recipe.data.vocab_size * recipe.model.dim
     return {
-        "embed": vocab * model.dim,
-        "blocks.attention": model.layers * _attention(recipe),
+        "embed.tokens": len(token_embeddings(recipe)) * table,
+        "embed.values": len(recipe.embeddings.value_layers) * table,
+        "blocks.attention": len(attention_layers(model)) * _attention(recipe),
         "blocks.mlp": model.layers * _mlp(recipe),
-        "head": vocab * head_inputs(recipe),
-        "scalars": len(readout_lambdas(recipe)),
+        "head": head_rows(recipe) * head_inputs(recipe),
+        "scalars": len(scalars(recipe)),
     }
 
 
 def flops_per_token(recipe: Recipe) -> dict[str, int]:
-    """Group -> operations of one training pass (forward and backward) per token, at the recipe's sequence length.
+    """Group -> operations of one training pass (forward and backward) per token, the mean over the run.
 
     `blocks.attention` is the projections, `blocks.attention.scores` the two products with keys and values.
     """
-    model, seq_len = recipe.model, recipe.data.seq_len
-    per_multiply_add = 2 * FORWARD_AND_BACKWARD
+    model, per_multiply_add = recipe.model, 2 * FORWARD_AND_BACKWARD
     return {
         "embed": 0,
-        "blocks.attention": per_multiply_add * model.layers * _attention(recipe),
-        # two products of dim multiply-adds with (seq_len + 1) / 2 keys each
-        "blocks.attention.scores": per_multiply_add * model.layers * model.dim * (seq_len + 1),
+        "blocks.attention": per_multiply_add * len(attention_layers(model)) * _attention(recipe),
+        # two products of dim multiply-adds with each key
+        "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * _keys(recipe)),
         "blocks.mlp": per_multiply_add * model.layers * _mlp(recipe),
-        "head": per_multiply_add * recipe.data.vocab_size * head_inputs(recipe),
+        "head": per_multiply_add * head_rows(recipe) * head_inputs(recipe),
     }
 
 
@@ -55,3 +59,26 @@ def _attention(recipe: Recipe) -> int:
 def _mlp(recipe: Recipe) -> int:
     """Weights of one layer's MLP."""
     return 2 * recipe.model.dim * mlp_hidden(recipe.model)
+
+
+def _keys(recipe: Recipe) -> float:
+    """Keys that a query sees, summed over layers, averaged over positions and steps."""
+    model, seq_len = recipe.model, recipe.data.seq_len
+    layers = attention_layers(model)
+    long = len([layer for layer in layers if layer in model.long_window])
+    mean = 0.0
+    for window, steps in windows(model, recipe.schedule).items():
+        sees = [_mean_keys(seq_len, w, model.window_block) for w in (window, short_window_blocks(window))]
+        mean += steps / recipe.schedule.steps * (long * sees[0] + (len(layers) - long) * sees[1])
+    return mean
+
+
+@lru_cache(maxsize=1024)
+def _mean_keys(seq_len: int, window: int, block: int) -> float:
+    """Keys that a query sees, its own included, averaged over a sequence; `window` in blocks, 0: no limit."""
+    if not window:
+        return (seq_len + 1) / 2
+    hidden = sum(
+        max(first // block - window + 1, 0) * block * min(block, seq_len - first) for first in range(0, seq_len, block)
+    )
+    return (seq_len + 1) / 2 - hidden / seq_len

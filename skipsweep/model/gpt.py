@@ -1,6 +1,6 @@
 """The trunk: a decoder-only transformer whose mechanisms all sit behind seams.
 
-Legend: B batch, T time, D dim, V vocabulary.
+Legend: B batch, T time, D dim, V rows of the head.
 """
 
 from collections import Counter
@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from skipsweep.config import Recipe
 from skipsweep.model import lambdas
+from skipsweep.model.attention import keep_visible_out_of_graphs
 from skipsweep.model.blocks import Block
 from skipsweep.model.context import TokenContext
 from skipsweep.model.gate import GATES
 from skipsweep.model.head import Head
 from skipsweep.model.init import initialise
-from skipsweep.model.inject import Plain
+from skipsweep.model.inject import build_inject
 from skipsweep.model.lambdas import Lambdas
 from skipsweep.model.readout import build_readout
 from skipsweep.model.seams import Context, Gate, Inject, Outputs, Readout
-from skipsweep.model.shape import mlp_hidden
+from skipsweep.model.shape import head_rows
+from skipsweep.model.weighted import WeightedSum
 
 
 class GPT(nn.Module):
@@ -38,25 +40,29 @@ class GPT(nn.Module):
         self.kept = inject.needs | readout.needs
         _check_labels(self)
 
-    def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean", window: int = 0) -> Tensor:
         """Cross-entropy in nats of `targets` (B, T) after `ids` (B, T), in float32 (float64 for a float64 model).
 
-        `reduction`: `mean` or `sum` over all tokens, or `none` for one loss per token (B, T).
+        `reduction`: `mean` or `sum` over all tokens, or `none` for one loss per token (B, T). `window`: blocks that
+        queries see in the layers with the long window (`schedule.window_blocks`), 0: all.
         """
-        return self.head.loss(self.features(ids), targets, reduction)
+        return self.head.loss(self.features(ids, window), targets, reduction)
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V) of the token after each of `ids` (B, T), whole: for inspection and small vocabularies."""
-        return self.head(self.features(ids))
+    def logits(self, ids: Tensor, window: int = 0) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T), whole: for inspection and small vocabularies.
 
-    def features(self, ids: Tensor) -> Tensor:
+        V is the head's: where it is rounded up, the ids beyond the vocabulary stand for nothing.
+        """
+        return self.head(self.features(ids, window))
+
+    def features(self, ids: Tensor, window: int = 0) -> Tensor:
         """What the head sees (B, T, readout.width)."""
-        ctx: Context = self.context(ids)
+        ctx: Context = self.context(ids, window)
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
         for i, block in enumerate(self.blocks):
             x = self.inject(i, x, ctx, outputs)
             g = self.gate(i, x, gate_state)
-            x = block(x, g, ctx)
+            x = block(x, g, ctx.layers[i])
             if i in self.kept:
                 outputs[i] = x
         return self.readout(x, outputs, ctx)
@@ -64,6 +70,19 @@ class GPT(nn.Module):
     def lambdas(self) -> dict[str, float]:
         """Label -> value of every learned scalar of every seam; one transfer to the host."""
         return lambdas.read(_lambdas_of(self))
+
+    def compile_parts(self) -> None:
+        """Compile what is repeated, block by block and sum by sum, and not the whole.
+
+        All layers of a kind share one graph, and so do all arms, which differ in what stands around the blocks.
+        """
+        _prepare_compiler()
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self.head.compile_kernel()
+        for module in self.modules():
+            if isinstance(sum_ := getattr(module, "sum", None), WeightedSum):
+                sum_.compile()
 
 
 def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:
@@ -83,16 +102,25 @@ def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:
 
 def _assemble(cfg: Recipe) -> GPT:
     """The modules, with uninitialised parameters on the current default device."""
-    shape, vocab, dtype = cfg.model, cfg.data.vocab_size, getattr(torch, cfg.model.dtype)
+    dtype = getattr(torch, cfg.model.dtype)
     readout = build_readout(cfg, dtype)
     return GPT(
-        context=TokenContext(vocab, shape.dim, shape.dim // shape.heads, shape.rotary_base, dtype),
-        inject=Plain(),
+        context=TokenContext(cfg, dtype),
+        inject=build_inject(cfg, dtype),
         gate=GATES[cfg.gate_targets.name](),
-        blocks=[Block(shape.dim, shape.heads, mlp_hidden(shape), dtype) for _ in range(shape.layers)],
+        blocks=[Block(cfg.model, layer, dtype) for layer in range(cfg.model.layers)],
         readout=readout,
-        head=Head(readout.width, vocab, shape.softcap, dtype),
+        head=Head(readout.width, head_rows(cfg), cfg.model.softcap, dtype),
     )
+
+
+def _prepare_compiler() -> None:
+    import torch._dynamo  # takes seconds, which runs that compile nothing do without
+
+    # Three kinds of block and four or more of sums, in training and in validation, for every arm of a process. Beyond
+    # the limit (8 as torch has it) a graph runs uncompiled, with no more than a line in the log.
+    torch._dynamo.config.recompile_limit = 64
+    keep_visible_out_of_graphs()
 
 
 def _lambdas_of(model: nn.Module) -> list[Lambdas]:

@@ -1,51 +1,111 @@
 """From features to logits to the loss.
 
-Legend: B batch, T time, N tokens (B * T), F features, V vocabulary.
+Legend: B batch, T time, N tokens, F features, V rows of the head.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MAX_LOGITS = 2**25
-"""Logits that exist at once, 128 MB in float32. More are computed piece by piece, forward and backward."""
-
-REDUCTIONS = {"none": lambda losses: losses, "mean": torch.mean, "sum": torch.sum}
+MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
+"""Logits that exist at once, 128 MB and 1 GB in float32. More are computed piece by piece, forward and backward."""
 
 
 class Head(nn.Module):
-    """Untied linear head over exactly V token ids: the softmax runs over the vocabulary, with no padding rows.
+    """Untied linear head with a softmax over all of its rows, which may be a few more than there are token ids.
 
-    Logits and loss are float32 at least, whatever the precision of features and weight.
+    The weight is float32 at least, and cast to the features' precision for the product (medium track); logits and loss
+    are float32 at least.
     """
 
-    def __init__(self, inputs: int, vocab: int, softcap: float, dtype: torch.dtype) -> None:
+    def __init__(self, inputs: int, rows: int, softcap: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.softcap = softcap
-        self.weight = nn.Parameter(torch.empty(vocab, inputs, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(rows, inputs, dtype=torch.promote_types(dtype, torch.float32)))
+        self._kernel: Any = loss_and_slope
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (..., V) of features (..., F)."""
-        logits = F.linear(features, self.weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = F.linear(features, self.weight.to(features.dtype)).to(self.weight.dtype)
         return softcapped(logits, self.softcap) if self.softcap else logits
 
     def loss(self, features: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Cross-entropy in nats of targets (B, T) under features (B, T, F); (B, T) for `none`, else a scalar."""
-        tokens = max(1, MAX_LOGITS // self.weight.shape[0])
-        pieces = zip(features.flatten(0, 1).split(tokens), targets.long().flatten().split(tokens), strict=True)
-        if targets.numel() <= tokens:
-            losses = [self._losses(*piece) for piece in pieces]
+        flat, wanted = features.flatten(0, 1), targets.long().flatten()
+        size = self._piece(flat)
+        if reduction == "none":
+            return self._each(flat, wanted, size).view_as(targets)
+        if torch.is_grad_enabled():
+            total = _SummedLoss.apply(flat, self.weight, wanted, self.softcap, size, self._kernel)
+            assert isinstance(total, Tensor)
         else:
-            losses = [checkpoint(self._losses, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces]
-        return REDUCTIONS[reduction](torch.cat(losses).view_as(targets))
+            total = self._each(flat, wanted, size).sum()
+        return total / {"mean": targets.numel(), "sum": 1}[reduction]
 
-    def _losses(self, features: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy (N,) of every token."""
-        return F.cross_entropy(self(features), targets, reduction="none")
+    def compile_kernel(self) -> None:
+        """Compute loss and slope of a piece's logits in one compiled kernel."""
+        self._kernel = torch.compile(loss_and_slope, dynamic=False)
+
+    def _piece(self, flat: Tensor) -> int:
+        """Tokens whose logits exist at once."""
+        most = MAX_LOGITS[flat.device.type] // self.weight.shape[0]
+        return most // 128 * 128 or max(most, 1)
+
+    def _each(self, flat: Tensor, targets: Tensor, size: int) -> Tensor:
+        """Cross-entropy (N,) of every token; its backward pass computes a piece's logits once more."""
+        pieces = list(zip(flat.split(size), targets.split(size), strict=True))
+        if len(pieces) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._losses(*piece) for piece in pieces])
+        return torch.cat([checkpoint(self._losses, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces])
+
+    def _losses(self, flat: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self(flat), targets, reduction="none")
 
 
 def softcapped(logits: Tensor, cap: float) -> Tensor:
     """cap * l / sqrt(l^2 + cap^2): bounded by the cap, slope 1 at 0 (speedrun, medium track)."""
     return cap * logits * torch.rsqrt(logits.square() + cap**2)
+
+
+def loss_and_slope(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, summed over targets (N,), of softcapped logits (N, V), and its slope by the logits (N, V)."""
+    scale = torch.rsqrt(logits.square() + softcap**2) * softcap if softcap else None
+    capped = logits if scale is None else logits * scale
+    log_sum = capped.logsumexp(-1, keepdim=True)
+    chosen = targets[:, None]
+    loss = (log_sum - capped.gather(-1, chosen)).sum()
+    slope = (capped - log_sum).exp()
+    slope = slope.scatter_add(-1, chosen, slope.new_full((), -1.0).expand_as(chosen))
+    return loss, slope if scale is None else slope * scale.pow(3)  # d capped / d logits = scale^3
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Cross-entropy summed over tokens, with both gradients computed in the forward pass.
+
+    Each piece's logits are needed once, not again in the backward pass: three products instead of four.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, flat: Tensor, weight: Tensor, targets: Tensor, softcap: float, size: int, kernel: Any
+    ) -> Tensor:
+        narrow = weight.to(flat.dtype)
+        of_features, of_weight = [], torch.zeros_like(weight)
+        total = weight.new_zeros(())
+        for features, wanted in zip(flat.split(size), targets.split(size), strict=True):
+            loss, slope = kernel(F.linear(features, narrow).to(weight.dtype), wanted, softcap)
+            total += loss
+            slope = slope.to(flat.dtype)
+            of_features.append(slope @ narrow)
+            of_weight += slope.T @ features
+        ctx.save_for_backward(torch.cat(of_features), of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        of_features, of_weight = ctx.saved_tensors
+        (grad,) = grads
+        return of_features * grad.to(of_features.dtype), of_weight * grad, None, None, None, None

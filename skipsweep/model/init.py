@@ -36,7 +36,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
     | parameter                | values                                                         |
     |--------------------------|----------------------------------------------------------------|
-    | context.embed            | normal, mean 0, standard deviation 1                           |
+    | context.embed.*          | normal, mean 0, standard deviation 1                           |
     | blocks.*.attention.qkv   | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
     | blocks.*.attention.out   | 0                                                              |
     | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
@@ -92,7 +92,7 @@ def _start(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tens
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("context.embed", "embed", _normal),
+    Rule("context.embed.*", "embed", _normal),
     Rule("blocks.*.attention.qkv", "matrix", _uniform),
     Rule("blocks.*.attention.out", "matrix", _zeros),
     Rule("blocks.*.mlp.fc", "matrix", _uniform),

@@ -14,13 +14,9 @@ class Lambdas(nn.Module):
         self.start = start
         self.weight = nn.Parameter(torch.empty(len(start), dtype=torch.promote_types(dtype, torch.float32)))
 
-    def forward(self) -> tuple[Tensor, ...]:
-        """The scalars as 0-dimensional tensors, in the order of their labels."""
-        return self.weight.unbind()
-
-    def lambdas(self) -> dict[str, Tensor]:
-        """Label -> scalar, still on its device."""
-        return dict(zip(self.start, self(), strict=True))
+    def forward(self) -> dict[str, Tensor]:
+        """Label -> scalar, 0-dimensional and still on its device, in the order of `start`."""
+        return dict(zip(self.start, self.weight.unbind(), strict=True))
 
 
 def read(vectors: Iterable[Lambdas]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from skipsweep.model.lambdas import Lambdas
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Context, Outputs, Readout
 from skipsweep.model.shape import INPUT, LAST, head_inputs, readout_lambdas, readout_name, sources
+from skipsweep.model.weighted import WeightedSum
 
 
 class Last(Readout):
@@ -49,13 +50,10 @@ class Add(_Skip):
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__(recipe, dtype)
         self.lambdas = Lambdas(readout_lambdas(recipe), dtype)
+        self.sum = WeightedSum()
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
-        (last, x_lambda), *skips = zip(self.normed(x, outputs, ctx), self.lambdas(), strict=True)
-        total = last * x_lambda
-        for h, skip_lambda in skips:
-            total = total + h * skip_lambda
-        return total
+        return self.sum(self.normed(x, outputs, ctx), list(ctx.scalars(self.lambdas).values()))
 
 
 class AddRenorm(Add):

@@ -1,24 +1,53 @@
 """The seams of the trunk: what a mechanism is given, and what it has to return.
 
-Legend: B batch, T time, D dim.
+Legend: B batch, T time, D dim, K channels of a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from skipsweep.model.lambdas import Lambdas
 
 Outputs = dict[int, Tensor]
 """Layer -> its output (B, T, D), for those layers that some seam needs."""
 
 
+class Layer(NamedTuple):
+    """What one layer may look at besides the residual stream."""
+
+    rotary: tuple[Tensor, Tensor]
+    """Cosines and signed sines (T, 1, K), see `blocks.rotate`."""
+    mask: Any
+    """Which keys its queries see (`attention.Visible`, or FlexAttention's BlockMask)."""
+    value_embedding: Tensor | None
+    """(B, T, D), added to the values; None: nothing is."""
+    value_lambda: Tensor | None
+    """Scalar weight of the layer's own values; None: 1."""
+    value_embedding_lambda: Tensor | None
+    """Scalar weight of the value embedding."""
+
+
 @dataclass
 class Context:
-    """What every layer may look at, computed once per pass."""
+    """What is computed once per pass."""
 
-    x00: Tensor
-    """The normed token embedding (B, T, D): where the residual stream starts."""
-    rotary: tuple[Tensor, Tensor]
-    """Cosines and signed sines (T, 1, head width), see `blocks.rotate`."""
+    embeddings: tuple[Tensor, ...]
+    """The normed token embeddings x00, x01, ... (B, T, D)."""
+    layers: list[Layer]
+    _scalars: dict[Lambdas, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def x00(self) -> Tensor:
+        """The token embedding where the residual stream starts (B, T, D)."""
+        return self.embeddings[0]
+
+    def scalars(self, vector: Lambdas) -> dict[str, Tensor]:
+        """Label -> scalar, taken apart once per pass: every other time would cost its own backward pass."""
+        if vector not in self._scalars:
+            self._scalars[vector] = vector()
+        return self._scalars[vector]
 
 
 class Inject(nn.Module):

@@ -16,6 +16,11 @@ CONCAT_HEADS = ("concat",)
 """Heads that see their sources side by side; only there may the last layer be a source too."""
 
 Source = int | str
+Start = dict[str, float]
+"""Label of a learned scalar -> where it starts."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the readout
 
 
 def sources(recipe: Recipe) -> tuple[Source, ...]:
@@ -42,8 +47,40 @@ def head_inputs(recipe: Recipe) -> int:
     return (1 + beside) * recipe.model.dim
 
 
-def readout_lambdas(recipe: Recipe) -> dict[str, float]:
-    """Label -> start value of the readout's learned scalars; ValueError unless there is one start value per source."""
+def head_rows(recipe: Recipe) -> int:
+    """Rows of the head: the vocabulary, rounded up."""
+    multiple = recipe.model.vocab_multiple
+    return -(-recipe.data.vocab_size // multiple) * multiple
+
+
+# ------------------------------------------------------------------------------------------------------------ the trunk
+
+
+def mlp_hidden(model: Model) -> int:
+    """Hidden width of the MLP, in channels."""
+    return round(model.mlp_ratio * model.dim)
+
+
+def attention_layers(model: Model) -> list[int]:
+    """Layers that have attention."""
+    return [layer for layer in range(model.layers) if layer not in model.no_attention]
+
+
+def token_embeddings(recipe: Recipe) -> list[str]:
+    """Names of the embeddings in the blocks' weighted sums: x00, x01, ..."""
+    return [f"x{k:02d}" for k in range(1 + recipe.embeddings.extra)]
+
+
+def value_table(recipe: Recipe) -> dict[int, int]:
+    """Layer -> the value embedding that its values get, for the layers that get one."""
+    return {layer: k for k, layers in enumerate(recipe.embeddings.value_layers) for layer in layers}
+
+
+# ------------------------------------------------------------------------------------------------------ learned scalars
+
+
+def readout_lambdas(recipe: Recipe) -> Start:
+    """Of the readout; ValueError unless there is one start value per source."""
     if readout_name(recipe) not in ADD_HEADS:
         return {}
     given, skip = sources(recipe), recipe.lambda_init.skip_lambda
@@ -52,6 +89,35 @@ def readout_lambdas(recipe: Recipe) -> dict[str, float]:
     return {"lambda/x": float(recipe.lambda_init.x_lambda)} | skips
 
 
-def mlp_hidden(model: Model) -> int:
-    """Hidden width of the MLP, in channels."""
-    return round(model.mlp_ratio * model.dim)
+def block_lambdas(recipe: Recipe) -> Start:
+    """Of the weighted sum before every block: the stream, x00, x01, ..., layer by layer."""
+    init, embeddings = recipe.lambda_init, token_embeddings(recipe)
+    if not recipe.embeddings.mix:
+        return {}
+    each = [init.block_x, init.block_x00, *[init.block_extra] * recipe.embeddings.extra]
+    return {
+        f"lambda/block/{layer}/{name}": value
+        for layer in range(recipe.model.layers)
+        for name, value in zip(["x", *embeddings], each, strict=True)
+    }
+
+
+def unet_lambdas(recipe: Recipe) -> Start:
+    """Of the U-net skips."""
+    return {f"lambda/unet/{source}-{target}": recipe.lambda_init.unet for source, target in recipe.residual.unet}
+
+
+def value_lambdas(recipe: Recipe) -> Start:
+    """Of the attention's values, layer by layer: on its own, and on the value embedding."""
+    init, tables, found = recipe.lambda_init, value_table(recipe), Start()
+    for layer in attention_layers(recipe.model):
+        if recipe.model.value_lambda:
+            found[f"lambda/value/{layer}/v"] = init.value
+        if layer in tables:
+            found[f"lambda/value/{layer}/ve"] = init.value_embedding
+    return found
+
+
+def scalars(recipe: Recipe) -> Start:
+    """All of them."""
+    return value_lambdas(recipe) | unet_lambdas(recipe) | block_lambdas(recipe) | readout_lambdas(recipe)

@@ -18,20 +18,23 @@ from skipsweep.config import (
     MISSING,
     NEUTRAL_CHOICE,
     Config,
+    Constant,
     Data,
     LambdaInit,
     Last,
     Recipe,
     RunConfig,
+    Schedule,
     SkipLayers,
     defaults,
     leaves,
     recipe_of,
 )
 from skipsweep.errors import UserError
+from skipsweep.model import wiring
 from skipsweep.sweep import select
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised by one whenever a change of code changes numbers; docs/changed-results.md says why. Part of every id."""
 
 ID_LENGTH = 12
@@ -47,24 +50,70 @@ def canonical(config: Config, data: Data) -> RunConfig:
     select.check_head(config.head_type, asked)
     ordered = sorted(asked, key=select.canonical_key)
     head = config.head_type if ordered else Last()
-    run = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
-    run |= {
-        "skip_layers": SkipLayers(list(ordered)),
-        "head_type": head,
-        "lambda_init": _lambda_init(config.lambda_init, asked, ordered) if _has_lambdas(head.name) else LambdaInit(),
-        "data": data,
+    given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
+    run = RunConfig(**given)
+    return replace(run, lambda_init=_lambda_init(run, asked))
+
+
+def _wired(config: Config) -> dict[str, Any]:
+    """Model, embeddings, residual and schedule, with the layers they mean by `scaled` and without what has no effect.
+
+    Raises UserError for impossible ones.
+    """
+    model, layers = config.model, config.model.layers
+    wired: dict[str, Any] = {
+        "model": replace(
+            model,
+            no_attention=wiring.no_attention(model.no_attention, layers),
+            # without windows it makes no difference which layers have the long one
+            long_window=wiring.long_window(model.long_window, layers) if model.window else [],
+        ),
+        "embeddings": replace(
+            config.embeddings, value_layers=wiring.value_layers(config.embeddings.value_layers, layers)
+        ),
+        "residual": replace(config.residual, unet=wiring.unet(config.residual.unet, layers)),
+        "schedule": _schedule(config),
     }
-    return RunConfig(**run)
+    wiring.check(wired["model"], wired["embeddings"])
+    return wired
+
+
+def _schedule(config: Config) -> Schedule:
+    """Horizons that change nothing are none."""
+    schedule, grows = config.schedule, bool(config.model.window) and config.model.window_growth != "none"
+    return replace(
+        schedule,
+        horizon=0 if isinstance(schedule, Constant) or schedule.horizon == schedule.steps else schedule.horizon,
+        window_horizon=schedule.window_horizon if grows and schedule.window_horizon != schedule.steps else 0,
+    )
+
+
+def _lambda_init(run: RunConfig, asked: Sequence[select.Source]) -> LambdaInit:
+    """Start values, those that no mechanism uses at their neutral value."""
+    init, neutral = run.lambda_init, LambdaInit()
+    used = {
+        "x_lambda": _has_lambdas(run.head_type.name),
+        "block_x": run.embeddings.mix,
+        "block_x00": run.embeddings.mix,
+        "block_extra": run.embeddings.extra > 0,
+        "unet": bool(run.residual.unet),
+        "value": run.model.value_lambda,
+        "value_embedding": bool(run.embeddings.value_layers),
+    }
+    kept = {key: getattr(init if in_use else neutral, key) for key, in_use in used.items()}
+    if _has_lambdas(run.head_type.name):
+        kept["skip_lambda"] = _skip_lambda(init.skip_lambda, asked, run.skip_layers.layers)
+    return LambdaInit(**kept)
 
 
 def _has_lambdas(head: str) -> bool:
     return head.startswith("add")
 
 
-def _lambda_init(init: LambdaInit, asked: Sequence[select.Source], ordered: Sequence[select.Source]) -> LambdaInit:
+def _skip_lambda(value: Any, asked: Sequence[select.Source], ordered: Sequence[select.Source]) -> Any:
     """One number where all are equal, else a list in canonical order."""
     key = "lambda_init.skip_lambda"
-    value = init.skip_lambda
     values = list(value) if isinstance(value, list | tuple) else [value] * len(asked)
     if len(values) != len(asked):
         raise UserError(
@@ -76,7 +125,7 @@ def _lambda_init(init: LambdaInit, asked: Sequence[select.Source], ordered: Sequ
     by_source = dict(zip(asked, map(float, values), strict=True))
     sorted_values = [by_source[s] for s in ordered]
     same = len(set(sorted_values)) == 1
-    return replace(init, skip_lambda=sorted_values[0] if same else sorted_values)
+    return sorted_values[0] if same else sorted_values
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

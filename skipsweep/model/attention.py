@@ -1,0 +1,157 @@
+"""Which keys a query sees, and attention over them: one meaning, two implementations.
+
+Query q sees key k where k <= q, both lie in the same document, and (block of q) - (block of k) < w for a window of w
+blocks. Windows are granular by blocks: a query at a block's start sees w - 1 whole blocks before its own, one at its
+end almost w (medium track, reference record 15).
+
+Legend: B batch, T time, H heads, K channels of a head, N blocks of a sequence.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLEX_BLOCK = 128
+"""FlexAttention skips what nobody sees in squares of (a multiple of) this many tokens."""
+
+CHUNK = 512
+"""Queries that are looked at together where FlexAttention is not used: a whole 65,536 x 65,536 mask has 4 GB."""
+
+
+def documents(ids: Tensor, end_of_text: int) -> Tensor:
+    """Number of its document for every token of `ids` (B, T), int32: each end-of-text token opens one."""
+    return (ids == end_of_text).cumsum(-1, dtype=torch.int32)
+
+
+def uses_flex(ids: Tensor, dtype: torch.dtype, block: int) -> bool:
+    """Whether FlexAttention takes sequences like `ids`: on a GPU (elsewhere it has no backward), in whole blocks."""
+    whole = ids.shape[-1] % FLEX_BLOCK == 0 and block % FLEX_BLOCK == 0 and ids.shape[-1] % block == 0
+    return ids.device.type == "cuda" and whole and dtype != torch.float64
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
+    """Attention output (B, H, T, K) of queries, keys and values of that shape, as far as `mask` lets them see."""
+    if isinstance(mask, Visible):
+        return mask.attend(q, k, v, scale)
+    return _flex()(q, k, v, block_mask=mask, scale=scale)
+
+
+# ---------------------------------------------------------------------------------------- scaled dot product attention
+
+
+class Visible:
+    """What queries see, in chunks of queries with only those keys that one of them may see."""
+
+    def __init__(self, length: int, docs: Tensor | None, window: int, block: int) -> None:
+        """`docs` (B, T), None: one document; `window` in blocks of `block` tokens, 0: no limit."""
+        blocks = -(-length // block)
+        self.length, self.docs, self.block = length, docs, block
+        self.window = window if window < blocks else 0
+        self._whole: list[Tensor] = []  # the mask of a sequence that is one chunk, shared by all layers
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """See the function of this name."""
+        if self.docs is None and not self.window:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        pieces = [
+            F.scaled_dot_product_attention(
+                q[:, :, first:last],
+                k[:, :, start:last],
+                v[:, :, start:last],
+                attn_mask=self._bias(first, last, start, q),
+                scale=scale,
+            )
+            for first, last, start in self._chunks()
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+    def _chunks(self) -> Iterator[tuple[int, int, int]]:
+        """(first query, end of queries, first key); keys end where queries do."""
+        for first in range(0, self.length, CHUNK):
+            oldest = first // self.block - self.window + 1 if self.window else 0
+            yield first, min(first + CHUNK, self.length), max(oldest, 0) * self.block
+
+    def _bias(self, first: int, last: int, start: int, like: Tensor) -> Tensor:
+        """0 where a query of the chunk sees a key, else -inf: (queries, keys), or (B, 1, queries, keys)."""
+        if self._whole:
+            return self._whole[0]
+        sees = self.sees(torch.arange(first, last, device=like.device), torch.arange(start, last, device=like.device))
+        bias = torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill_(~sees, float("-inf"))
+        if last - first == self.length:
+            self._whole.append(bias)
+        return bias
+
+    def sees(self, q: Tensor, k: Tensor) -> Tensor:
+        """Whether the query at each position of `q` sees the key at each of `k`: (q, k), or (B, 1, q, k)."""
+        q, k = q[:, None], k[None, :]
+        sees = k <= q
+        if self.window:
+            sees = sees & (q // self.block - k // self.block < self.window)
+        if self.docs is not None:
+            sees = sees & (self.docs[:, None, q] == self.docs[:, None, k])
+        return sees
+
+
+@cache
+def keep_visible_out_of_graphs() -> None:
+    """Compiled blocks call `Visible` as it is, between two graphs. Traced, every window would be compiled anew.
+
+    Not at import: this loads the compiler. Once: another function would be another graph.
+    """
+    Visible.attend = torch.compiler.disable(Visible.attend)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# -------------------------------------------------------------------------------------------------------- FlexAttention
+
+
+def _flex() -> Any:
+    """FlexAttention as a compiled kernel, or a part of the block that is being compiled.
+
+    Uncompiled it computes the whole square, and on CPU it does not heed which blocks are seen.
+    """
+    from torch.nn.attention.flex_attention import flex_attention  # loads the compiler, which CPU runs do without
+
+    return flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
+
+
+@cache
+def _compiled(kernel: Any) -> Any:
+    return torch.compile(kernel, dynamic=False)
+
+
+def block_mask(docs: Tensor, window: int, block: int) -> Any:
+    """FlexAttention's mask: for every block of queries those blocks of keys that are seen wholly, and in part.
+
+    `docs` (B, T) is needed also where all is one document; `window` in blocks, 0: no limit. Made of tensors: neither
+    another window nor other documents compile anything anew.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (docs[b, q] == docs[b, k])  # the window is kept by the blocks
+
+    part, whole = blocks_seen(docs, window, block)
+    return BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=block, mask_mod=sees)
+
+
+def blocks_seen(docs: Tensor, window: int, block: int) -> tuple[Tensor, Tensor]:
+    """Which blocks of keys each block of queries sees (B, 1, N, N): in part, and wholly. Documents `docs` (B, T)."""
+    ends = docs.unflatten(-1, (-1, block))[:, None, :, [0, -1]]
+    first, last = ends.unbind(-1)
+    number = torch.arange(first.shape[-1], device=docs.device)
+    q, k = number[:, None], number[None, :]
+    near = (k <= q) & ((q - k < window) if window else True)
+    # Numbers of documents never fall along a sequence: comparing the blocks' ends settles all that lies between.
+    some = near & (first[..., :, None] <= last[..., None, :])
+    whole = near & (k < q) & (last[..., :, None] == first[..., None, :])
+    return some & ~whole, whole
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of blocks seen (B, 1, N), and which (B, 1, N, N), the others after them."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), order.int()

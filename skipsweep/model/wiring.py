@@ -1,0 +1,106 @@
+"""Which layers are wired how: what a recipe says in words (`scaled`) worked out for its depth. Imports no torch.
+
+The words mean the medium track's wiring (reference record 15) at its 16 layers, and its like at any other depth:
+
+| layers | U-net skips        | no attention | long window  | value embeddings (table: layers)          |
+|--------|--------------------|--------------|--------------|-------------------------------------------|
+| 16     | 6->9, 4->10, 2->11 | 7            | 0, 4, 11, 15 | 0: 0, 11; 1: 1, 12; ... 4: 4, 15          |
+| 12     | 4->7, 2->8         | 5            | 0, 3, 8, 11  | 0: 0, 9; 1: 1, 10; 2: 2, 11               |
+| 8      | 3->5, 1->6         | 3            | 0, 2, 5, 7   | 0: 0, 6; 1: 1, 7                          |
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from skipsweep.config import Embeddings, Model
+from skipsweep.errors import UserError
+
+SCALED = "scaled"
+
+
+def unet(value: Any, layers: int) -> list[list[int]]:
+    """Pairs [source, target] of the U-net skips, by target. Raises UserError for pairs that cannot be."""
+    pairs = _scaled_unet(layers) if value == SCALED else _lists("residual.unet", value)
+    for pair in pairs:
+        if len(pair) != 2 or not 0 <= pair[0] < pair[1] < layers:
+            raise UserError(
+                f"residual.unet: {pair} is no skip of {layers} layers; valid: [source, target] with "
+                f"0 <= source < target <= {layers - 1}"
+            )
+    if len({tuple(pair) for pair in pairs}) < len(pairs):
+        raise UserError(f"residual.unet={pairs} names a pair twice")
+    return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+
+
+def _scaled_unet(layers: int) -> list[list[int]]:
+    """Every second layer from 6 of 16 down, the nearest to 9 of 16, the next to the layer after it, and so on."""
+    sources = range(6 * layers // 16, 0, -2)
+    first = -(-9 * layers // 16)
+    return [[source, first + k] for k, source in enumerate(sources)]
+
+
+def no_attention(value: Any, layers: int) -> list[int]:
+    """Layers without attention, ascending. Raises UserError for layers that are not there."""
+    if value == SCALED:
+        return [layers // 2 - 1] if layers >= 4 else []
+    return _layers("model.no_attention", value, layers)
+
+
+def long_window(value: Any, layers: int) -> list[int]:
+    """Layers with the whole attention window, ascending. Raises UserError for layers that are not there."""
+    if value == SCALED:
+        return sorted({0, layers // 4, 11 * layers // 16, layers - 1})
+    return _layers("model.long_window", value, layers)
+
+
+def value_layers(value: Any, layers: int) -> list[list[int]]:
+    """Per value embedding the layers that it serves, ascending. Raises UserError where a layer has two, or is none."""
+    key = "embeddings.value_layers"
+    if value == SCALED or _is_int(value):
+        tables = 5 * layers // 16 if value == SCALED else value
+        if not 0 <= 2 * tables <= layers:
+            raise UserError(f"{key}={value}: {layers} layers have room for 0 to {layers // 2} tables")
+        return [[k, layers - tables + k] for k in range(tables)]
+    found = [_layers(key, table, layers) for table in _lists(key, value)]
+    flat = [layer for table in found for layer in table]
+    if len(set(flat)) < len(flat) or not all(found):
+        raise UserError(f"{key}={found}: every table needs a layer, and no layer has two tables")
+    return found
+
+
+def check(model: Model, embeddings: Embeddings) -> None:
+    """Raise UserError where resolved choices do not fit each other."""
+    for layer in (layer for table in embeddings.value_layers for layer in table):
+        if layer in model.no_attention:
+            raise UserError(f"embeddings.value_layers: layer {layer} has no attention, so no values to add to")
+    if embeddings.extra and not embeddings.mix:
+        raise UserError(
+            f"embeddings.extra={embeddings.extra} needs embeddings.mix=true: that sum is where they come in"
+        )
+
+
+def _lists(key: str, value: Any) -> list[list[int]]:
+    value = [] if value in (None, "none") else value
+    if not _is_list(value) or not all(_is_list(item) and all(map(_is_int, item)) for item in value):
+        raise UserError(f"{key}={value}; valid: `{SCALED}`, or lists of layers such as [[6,9],[4,10]]")
+    return [list(item) for item in value]
+
+
+def _layers(key: str, value: Any, layers: int) -> list[int]:
+    value = [] if value in (None, "none") else value
+    if not _is_list(value) or not all(map(_is_int, value)):
+        raise UserError(f"{key}={value}; valid: `{SCALED}`, or a list of layers")
+    for layer in value:
+        if not 0 <= layer < layers:
+            raise UserError(f"{key}: layer {layer} is outside the trunk; valid: 0 to {layers - 1}")
+    if len(set(value)) < len(value):
+        raise UserError(f"{key}={list(value)} names a layer twice")
+    return sorted(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,194 @@
+"""What `scaled` means at every depth, and which wirings are refused."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import configuration
+
+from skipsweep import config as c
+from skipsweep.errors import UserError
+from skipsweep.model import wiring
+from skipsweep.sweep import identity
+
+DEPTHS = range(2, 49)
+TINY = c.Model(layers=8, dim=16, heads=2, mlp_ratio=2.0)
+
+
+def test_the_table_of_the_module_is_what_its_functions_say():
+    rows = re.findall(r"^\| (\d+) +\| (.*?) +\| (\d+) +\| (.*?) +\| (.*?) +\|$", wiring.__doc__ or "", re.MULTILINE)
+    assert [int(row[0]) for row in rows] == [16, 12, 8]
+    for depth, unet, no_attention, long_window, values in rows:
+        layers = int(depth)
+        assert [[int(end) for end in pair.split("->")] for pair in unet.split(", ")] == wiring.unet("scaled", layers)
+        assert [int(no_attention)] == wiring.no_attention("scaled", layers)
+        assert [int(layer) for layer in long_window.split(", ")] == wiring.long_window("scaled", layers)
+        shown = {int(k): v for k, v in re.findall(r"(\d+): (\d+, \d+)", values)}
+        found = wiring.value_layers("scaled", layers)
+        assert {k: ", ".join(map(str, found[k])) for k in shown} == shown
+        assert max(shown) == len(found) - 1
+        assert "..." in values or len(shown) == len(found)
+
+
+def test_the_medium_tracks_wiring():
+    """Reference record 15."""
+    assert wiring.unet("scaled", 16) == [[6, 9], [4, 10], [2, 11]]
+    assert wiring.no_attention("scaled", 16) == [7]
+    assert wiring.long_window("scaled", 16) == [0, 4, 11, 15]
+    assert wiring.value_layers("scaled", 16) == [[0, 11], [1, 12], [2, 13], [3, 14], [4, 15]]
+
+
+@pytest.mark.parametrize("layers", DEPTHS)
+def test_scaled_wiring_is_valid_at_every_depth(layers):
+    pairs = wiring.unet("scaled", layers)
+    assert all(0 <= source < target < layers for source, target in pairs)
+    assert len({source for source, _ in pairs}) == len({target for _, target in pairs}) == len(pairs)
+    assert wiring.unet(pairs, layers) == pairs, "written out it is the same choice"
+    bare, long, tables = (f("scaled", layers) for f in (wiring.no_attention, wiring.long_window, wiring.value_layers))
+    assert set(bare) | set(long) <= set(range(layers))
+    assert {0, layers - 1} <= set(long)
+    flat = [layer for table in tables for layer in table]
+    assert len(flat) == len(set(flat)) == 2 * len(tables)
+    assert len(set(range(layers)) - set(bare)) >= layers - 1
+    model = replace(TINY, layers=layers, no_attention=bare, long_window=long)
+    wiring.check(model, c.Embeddings(mix=True, extra=1, value_layers=tables))
+    assert wiring.no_attention(bare, layers) == bare
+    assert wiring.long_window(long, layers) == long
+    assert wiring.value_layers(tables, layers) == wiring.value_layers(len(tables), layers) == tables
+
+
+@pytest.mark.parametrize("layers", DEPTHS)
+def test_deeper_trunks_are_wired_no_less(layers):
+    """From 8 layers on, where there is room for all of it."""
+    if layers >= 8:
+        assert wiring.unet("scaled", layers)
+        assert wiring.no_attention("scaled", layers)
+        assert len(wiring.value_layers("scaled", layers)) >= 2
+        assert len(wiring.long_window("scaled", layers)) == 4
+
+
+@pytest.mark.parametrize("f", [wiring.unet, wiring.no_attention, wiring.long_window, wiring.value_layers])
+def test_none_is_nothing(f):
+    assert f([], 8) == f(None, 8) == f("none", 8) == []
+
+
+def test_lists_are_sorted():
+    assert wiring.no_attention([5, 1], 8) == wiring.long_window((5, 1), 8) == [1, 5]
+    assert wiring.unet([[0, 6], [2, 5], [1, 5]], 8) == [[1, 5], [2, 5], [0, 6]]
+    assert wiring.value_layers([[6, 2], [1]], 8) == [[2, 6], [1]]
+
+
+REFUSED: list[tuple[Any, Any, str]] = [
+    (wiring.unet, [[3, 3]], r"residual\.unet: \[3, 3\].*0 <= source < target <= 7"),
+    (wiring.unet, [[5, 3]], r"residual\.unet: \[5, 3\]"),
+    (wiring.unet, [[-1, 3]], r"residual\.unet: \[-1, 3\]"),
+    (wiring.unet, [[3, 8]], r"residual\.unet: \[3, 8\]"),
+    (wiring.unet, [[1, 2, 3]], r"residual\.unet: \[1, 2, 3\]"),
+    (wiring.unet, [[1, 3], [1, 3]], r"residual\.unet.*twice"),
+    (wiring.unet, [3, 5], r"residual\.unet=\[3, 5\]; valid: `scaled`"),
+    (wiring.unet, [["a", "b"]], r"residual\.unet=.*valid: `scaled`"),
+    (wiring.unet, "dense", r"residual\.unet=dense; valid: `scaled`"),
+    (wiring.unet, 3, r"residual\.unet=3; valid: `scaled`"),
+    (wiring.no_attention, [8], r"model\.no_attention: layer 8.*valid: 0 to 7"),
+    (wiring.no_attention, [-1], r"model\.no_attention: layer -1"),
+    (wiring.no_attention, [1, 1], r"model\.no_attention=\[1, 1\].*twice"),
+    (wiring.no_attention, 3, r"model\.no_attention=3; valid: `scaled`"),
+    (wiring.no_attention, [True], r"model\.no_attention=\[True\]; valid"),
+    (wiring.long_window, "wide", r"model\.long_window=wide; valid: `scaled`"),
+    (wiring.long_window, [1.5], r"model\.long_window=\[1\.5\]; valid"),
+    (wiring.value_layers, 5, r"embeddings\.value_layers=5: 8 layers have room for 0 to 4"),
+    (wiring.value_layers, -1, r"embeddings\.value_layers=-1"),
+    (wiring.value_layers, True, r"embeddings\.value_layers=True; valid"),
+    (wiring.value_layers, [[0, 1], [1, 2]], r"no layer has two tables"),
+    (wiring.value_layers, [[0], []], r"every table needs a layer"),
+    (wiring.value_layers, [[8]], r"embeddings\.value_layers: layer 8"),
+    (wiring.value_layers, [0, 1], r"embeddings\.value_layers=\[0, 1\]; valid"),
+]
+
+
+@pytest.mark.parametrize(("f", "value", "says"), REFUSED)
+def test_impossible_wiring_is_refused_in_one_line(f, value, says):
+    with pytest.raises(UserError, match=says) as raised:
+        f(value, 8)
+    assert "\n" not in str(raised.value)
+
+
+def test_value_embeddings_need_attention():
+    with pytest.raises(UserError, match="layer 3 has no attention"):
+        wiring.check(replace(TINY, no_attention=[3]), c.Embeddings(value_layers=[[0, 3]]))
+
+
+def test_further_embeddings_need_the_sum_they_come_into():
+    with pytest.raises(UserError, match=r"embeddings\.extra=1 needs embeddings\.mix=true"):
+        wiring.check(replace(TINY, no_attention=[]), c.Embeddings(extra=1))
+
+
+# ------------------------------------------------------------------------------------------------------ canonical form
+
+
+NOTHING: dict[str, Any] = {
+    "model": TINY,
+    "embeddings": c.Embeddings(),
+    "residual": c.Residual(),
+    "skip_layers": c.SkipLayers(),
+    "lambda_init": c.LambdaInit(),
+}
+
+
+def canonical(**changes: Any) -> c.RunConfig:
+    config = configuration(Path("/nowhere"), Path("/nowhere"), **NOTHING | changes)
+    return identity.canonical(config, replace(config.data, fingerprint="f" * 16, vocab_size=32))
+
+
+def run_id(**changes: Any) -> str:
+    return identity.run_id(c.recipe_of(canonical(**changes)))
+
+
+MIXED = c.Embeddings(mix=True, extra=1)
+WINDOWED = replace(TINY, window=64, window_block=16)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"residual": c.Residual("scaled")}, {"residual": c.Residual([[1, 6], [3, 5]])}),
+        ({"embeddings": c.Embeddings(value_layers="scaled")}, {"embeddings": c.Embeddings(value_layers=2)}),
+        ({"embeddings": c.Embeddings(value_layers=2)}, {"embeddings": c.Embeddings(value_layers=[[6, 0], [1, 7]])}),
+        ({"model": replace(TINY, no_attention="scaled")}, {"model": replace(TINY, no_attention=[3])}),
+        ({"model": replace(WINDOWED, long_window="scaled")}, {"model": replace(WINDOWED, long_window=[7, 5, 2, 0])}),
+        ({"model": replace(TINY, long_window="scaled")}, {"model": TINY}),
+    ],
+)
+def test_words_and_what_they_mean_are_one_run(one, other):
+    assert run_id(**one) == run_id(**other)
+
+
+def test_where_there_are_windows_the_layers_that_have_the_long_one_matter():
+    assert run_id(model=replace(WINDOWED, long_window="scaled")) != run_id(model=WINDOWED)
+
+
+USED_BY: dict[str, dict[str, Any]] = {
+    "x_lambda": {"skip_layers": c.SkipLayers([3])},
+    "skip_lambda": {"skip_layers": c.SkipLayers([3])},
+    "block_x": {"embeddings": c.Embeddings(mix=True)},
+    "block_x00": {"embeddings": c.Embeddings(mix=True)},
+    "block_extra": {"embeddings": MIXED},
+    "unet": {"residual": c.Residual("scaled")},
+    "value": {"model": replace(TINY, value_lambda=True)},
+    "value_embedding": {"embeddings": c.Embeddings(value_layers=1)},
+}
+
+
+@pytest.mark.parametrize("name", USED_BY)
+def test_a_start_value_is_part_of_a_run_iff_something_starts_there(name):
+    moved = {"lambda_init": c.LambdaInit(**{name: 0.37})}
+    assert canonical(**moved).lambda_init == c.LambdaInit()
+    assert run_id(**moved) == run_id()
+    assert getattr(canonical(**USED_BY[name], **moved).lambda_init, name) == 0.37
+    assert run_id(**USED_BY[name], **moved) != run_id(**USED_BY[name])
+
+
+def test_every_start_value_is_used_by_something():
+    assert set(USED_BY) == set(c.LambdaInit.__dataclass_fields__)
