@@ -20,10 +20,13 @@ from skipsweep.distributed import World
 from skipsweep.errors import UserError
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
-from skipsweep.optim.groups import Optimiser
-from skipsweep.optim.schedule import lr_factor
+from skipsweep.optim.optimiser import Optimiser
+from skipsweep.optim.schedule import lr_factor, window_blocks
 
 # B sequences of a micro-batch, T tokens of a sequence
+
+GPU_MICRO_BATCH = 65_536
+"""Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
 LOOK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between two looks of the host at the device's non-finite flag: a GPU would have to wait for it."""
@@ -101,10 +104,10 @@ class Trainer:
         self.config, self.batches, self.world = config, batches, world
         self.model = build(config, world.device)
         self._parameters = dict(self.model.named_parameters())
-        self.optimiser = Optimiser(config.optim, self._parameters, parameter_roles(self.model))
-        if config.compute.compile:
-            for block in self.model.blocks:
-                block.compile()
+        compiled, roles = config.compute.compile, parameter_roles(self.model)
+        self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)
+        if compiled:
+            self.model.compile_parts()
         self.step = 0
         self.clock = Clock(world.device)
         # 1 from the first non-finite loss or gradient on, and never reset: later updates are masked as well, so that
@@ -136,41 +139,41 @@ class Trainer:
 
     def _update(self) -> tuple[Tensor, Tensor]:
         """One optimiser step on the whole batch; returns the batch's loss and gradient norm."""
-        loss = self._backward(*self._to_device(self.batches.train(self.step)))
-        self._average_gradients()
-        grad_norm = self._grad_norm()
+        loss, grad_norm = self._backward(self.step)
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
         self._halted = torch.maximum(self._halted, (~finite).to(self._halted.dtype))
         self._masked += self._halted
-        self.optimiser.step(lr_factor(self.config.schedule, self.step), self._halted)
-        self.optimiser.zero_grad()
+        self.optimiser.step(self.step, lr_factor(self.config.schedule, self.step), self._halted)
         self.step += 1
         return loss, grad_norm
 
-    def _backward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Gradients of the mean loss over the batch of all processes, accumulated by micro-batches."""
-        share = len(ids_BT)
-        micro = self.config.compute.micro_batch or share
+    def _backward(self, step: int) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over the batch of all processes, accumulated by micro-batches.
+
+        Returns that loss and the norm of the whole gradient.
+        """
+        ids_BT, targets_BT = self._to_device(self.batches.train(step))
+        size, window = self._micro_batch(self.config.data.seq_len), self._window(step)
         total = torch.zeros((), device=self.world.device, dtype=torch.float64 if self._is_double else torch.float32)
-        for ids, targets in zip(ids_BT.split(micro), targets_BT.split(micro), strict=True):
-            loss = self.model(ids, targets) * (len(ids) / share)
-            loss.backward()
+        pairs = list(zip(ids_BT.split(size), targets_BT.split(size), strict=True))
+        for number, (ids, targets) in enumerate(pairs, start=1):
+            weight = len(ids) / (len(ids_BT) * self.world.size)
+            loss = self.model(ids, targets, window=window) * weight
+            self.optimiser.backward(loss, last=number == len(pairs))
             total += loss.detach()
-        return self.world.mean(total)
+        return self.world.sum(total), self.optimiser.grad_norm()
 
-    def _average_gradients(self) -> None:
-        if self.world.size == 1:
-            return
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        for dtype in {g.dtype for g in gradients}:
-            same = [g for g in gradients if g.dtype == dtype]
-            # One message for all of them: the cost of a small reduction is its latency.
-            flat = self.world.mean(torch.cat([g.flatten() for g in same]))
-            for gradient, mean in zip(same, flat.split([g.numel() for g in same]), strict=True):
-                gradient.copy_(mean.view_as(gradient))
+    def _window(self, step: int) -> int:
+        """Blocks that the long attention window has after `step` updates."""
+        return window_blocks(self.config.model, self.config.schedule, step)
 
-    def _grad_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm(p.grad for p in self._parameters.values() if p.grad is not None)
+    def _micro_batch(self, seq_len: int) -> int:
+        """Sequences of `seq_len` tokens in a forward pass: as many tokens as a micro-batch of training has."""
+        data, asked = self.config.data, self.config.compute.micro_batch
+        tokens = asked * data.seq_len or data.batch_tokens // self.world.size
+        if not asked and self.world.device.type == "cuda":
+            tokens = min(tokens, GPU_MICRO_BATCH)
+        return max(tokens // seq_len, 1)
 
     @property
     def halted(self) -> bool:
@@ -188,27 +191,24 @@ class Trainer:
 
         Raises NonFinite if it is not finite.
         """
-        size = self.config.compute.micro_batch or self._share
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        data, total = self.config.data, torch.zeros((), dtype=torch.float64, device=self.world.device)
+        size, window = self._micro_batch(data.val_seq_len or data.seq_len), self._window(self.step)
         for first in range(0, self.batches.val_sequences, size):
             ids, targets = self._to_device(self.batches.val(first, first + size))
-            total += self.model(ids, targets, reduction="sum").double()
+            total += self.model(ids, targets, reduction="sum", window=window).double()
         mean = self.world.sum(total).item() / self.config.data.val_tokens
         if not math.isfinite(mean):
             raise NonFinite(self.step, "validation loss")
         return mean
 
     def _warm_up(self) -> None:
-        """One forward and backward pass without an update, so that compilation and first allocations are not timed."""
+        """Everything that a step and a validation do, once and to no effect: compilation, first allocations and first
+        messages between processes are not timed, and leave neither parameters nor state of any kind changed."""
         rng = _random_states()
-        self._backward(*self._to_device(self.batches.train(min(self.step, self.config.schedule.steps - 1))))
-        self.optimiser.zero_grad()
+        step = min(self.step, self.config.schedule.steps - 1)
+        self._backward(step)
+        self.optimiser.step(step, 0.0, torch.ones_like(self._halted))
         _set_random_states(rng)
-
-    @property
-    def _share(self) -> int:
-        """Sequences of a step that this process computes."""
-        return self.config.data.batch_tokens // self.config.data.seq_len // self.world.size
 
     @property
     def _is_double(self) -> bool:

@@ -15,7 +15,7 @@ from runs import STEPS, Quiet, configuration, frozen, result, rows
 from skipsweep import job, train
 from skipsweep.config import Compute, Record
 from skipsweep.model.gpt import GPT
-from skipsweep.optim.groups import Optimiser
+from skipsweep.optim.optimiser import Optimiser
 from skipsweep.record import Recorder
 from skipsweep.rundir import RunDir
 from skipsweep.train import Trainer

@@ -1,0 +1,73 @@
+"""Schedules are pure functions of the step."""
+
+import itertools
+import math
+
+import pytest
+
+from skipsweep.config import Constant, Cosine, Model, Muon, Trapezoid
+from skipsweep.optim.schedule import lr_factor, momentum, window_blocks
+
+
+def test_trapezoid_is_flat_then_falls_to_its_end() -> None:
+    schedule = Trapezoid(steps=100, cooldown=0.4, final=0.1)
+    factors = [lr_factor(schedule, step) for step in range(100)]
+    assert factors[:60] == [1.0] * 60
+    assert factors[80] == pytest.approx(0.5 + 0.5 * 0.1)  # half of the way down
+    falls = [a - b for a, b in itertools.pairwise(factors[60:])]
+    assert falls == pytest.approx([0.9 / 40] * 39)
+    assert factors[99] == pytest.approx(0.1 + 0.9 / 40)  # the last update stands one step before the end
+
+
+def test_the_speedruns_learning_rate() -> None:
+    """1 until x < 0.3, then (1 - x) / 0.7 * 0.99 + 0.01 (medium track)."""
+    schedule = Trapezoid(steps=5590, cooldown=0.7, final=0.01)
+    for step in (0, 1676, 1678, 3000, 5589):
+        x = step / 5590
+        assert lr_factor(schedule, step) == pytest.approx(1.0 if x < 0.3 else (1 - x) / 0.7 * 0.99 + 0.01)
+
+
+def test_cosine_ends_at_its_end_and_is_half_way_in_the_middle() -> None:
+    schedule = Cosine(steps=100, final=0.2, warmup_steps=20)
+    assert lr_factor(schedule, 20) == 1.0
+    assert lr_factor(schedule, 60) == pytest.approx(0.6)
+    assert lr_factor(schedule, 99) == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi * 79 / 80)))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Constant(steps=50, warmup_steps=4),
+        Trapezoid(steps=50, cooldown=0.5, final=0.0, warmup_steps=4),
+        Cosine(steps=50, final=0.0, warmup_steps=4),
+    ],
+)
+def test_warm_up_rises_linearly_and_starts_above_nothing(schedule: Constant | Trapezoid | Cosine) -> None:
+    assert [lr_factor(schedule, step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_horizon_replaces_the_number_of_steps() -> None:
+    """A longer or shorter run on the schedule of another: the same rates at the same steps."""
+    short, long = (
+        Trapezoid(steps=90, cooldown=0.7, final=0.1, horizon=100),
+        Trapezoid(steps=100, cooldown=0.7, final=0.1),
+    )
+    assert [lr_factor(short, step) for step in range(90)] == [lr_factor(long, step) for step in range(90)]
+
+
+def test_the_records_momentum() -> None:
+    """From 0.85 to 0.95 over 300 steps, then constant."""
+    optim = Muon(momentum=0.95, momentum_start=0.85, momentum_warmup=300)
+    assert [momentum(optim, step) for step in (0, 150, 300, 5000)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
+
+
+def test_momentum_without_a_warm_up() -> None:
+    assert momentum(Muon(momentum=0.9, momentum_start=0.5), 0) == 0.9
+
+
+def test_the_records_window() -> None:
+    """3456 tokens by blocks of 128, as listed along the run (medium track)."""
+    model = Model(window=3456, window_block=128, window_growth="cubic")
+    tokens = {0: 128, 1: 896, 2: 1408, 3: 1664, 4: 1792, 6: 1792, 7: 1920, 8: 2176, 9: 2688, 10: 3456}
+    schedule = Trapezoid(steps=5590, cooldown=0.7, final=0.01)
+    assert {x: 128 * window_blocks(model, schedule, 559 * x) for x in tokens} == tokens
