@@ -87,6 +87,60 @@ def for_stdout() -> Progress:
     return Bar() if sys.stdout.isatty() else Lines()
 
 
+def gigabytes(size: float) -> str:
+    """`1.25`, of bytes."""
+    return f"{size / 1e9:.2f}"
+
+
+@contextlib.contextmanager
+def transferring(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows the progress of bytes on standard error, with speed and time left: a bar on a terminal, else lines.
+
+    The body calls what it gets with (done, of). Nothing is shown unless it does.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield TransferLines(what).update
+        return
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with RichProgress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
+
+
+class TransferLines:
+    """For logs: the first and the last state of a transfer, and one every `LINE_EVERY_S` seconds between."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._begun: tuple[float, int] | None = None
+        self._last = 0.0
+        self._ended = False
+
+    def update(self, done: int, of: int) -> None:
+        """`done` of `of` bytes are there."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, done
+        elif now - self._last < LINE_EVERY_S and (done < of or self._ended):
+            return
+        self._ended = done >= of
+        self._last = now
+        since, before = self._begun
+        speed = (done - before) / (now - since) if now > since else 0.0
+        left = duration((of - done) / speed if speed > 0 else None)
+        print(
+            f"{self.what}: {gigabytes(done)} of {gigabytes(of)} GB, {speed / 1e6:.1f} MB/s, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 @contextlib.contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows the progress of something countable on standard error, where that is a terminal.

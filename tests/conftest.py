@@ -8,6 +8,9 @@ os.environ.pop("WANDB_API_KEY", None)
 from pathlib import Path
 
 import pytest
+from hub_server import lay_out
+
+from skipsweep.config import Data, HubShards, choices
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,5 +22,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this session's corpora are tokenised, once."""
-    return tmp_path_factory.mktemp("data")
+    """Where this session's corpora are tokenised, once; those of the hub lie there already."""
+    root = tmp_path_factory.mktemp("data")
+    for name, choice in choices(Data).items():
+        if issubclass(choice, HubShards):
+            lay_out(root, name)
+    return root

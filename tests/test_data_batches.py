@@ -1,6 +1,7 @@
 """Batches are a pure function of (step, rank, world size), and cover the corpus as promised."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from skipsweep.config import Data
 from skipsweep.data import batches, shards
 from skipsweep.data.batches import Batches
-from skipsweep.data.corpus import Corpus, Shard, Split, write_meta
+from skipsweep.data.corpus import Corpus, Shard, Split, batches_in, write_meta
 from skipsweep.errors import DataError, UserError
 
 T = 8
@@ -58,6 +59,19 @@ def every_sequence() -> list[tuple[int, ...]]:
     return found
 
 
+@cache
+def every_batch(batch: int) -> list[tuple[int, ...]]:
+    """The sequences of whole batches of so many tokens, as the speedrun's loader goes through the shards."""
+    found, start = [], 0
+    for length in SHARDS:
+        pos = 0
+        while pos + batch + 1 < length:
+            found += [tuple(range(start + i, start + i + T + 1)) for i in range(pos, pos + batch, T)]
+            pos += batch
+        start += length
+    return found
+
+
 def walk(root: Path, cfg: Data, count: int, **where) -> list[tuple[int, ...]]:
     """The first `count` sequences that a process reads."""
     own = Batches(cfg, root, **where)
@@ -82,8 +96,41 @@ def test_shapes_types_and_shift(root):
     assert np.array_equal(targets, inputs + 1)
 
 
-def test_sequential_walks_the_shards_as_they_stand_again_and_again(root):
-    assert walk(root, data(), 3 * SEQUENCES) == 3 * every_sequence()
+@pytest.mark.parametrize("sequences", [1, 4, 6, 9, 19])
+def test_sequential_takes_whole_batches_of_each_shard_again_and_again(root, sequences):
+    once = every_batch(sequences * T)
+    assert walk(root, data(batch_tokens=sequences * T), 3 * len(once)) == 3 * once
+
+
+def test_a_shard_that_ends_with_a_batch_does_not_give_it():
+    """The speedrun asks for one token more than a batch takes."""
+    assert [batches_in(tokens, 64) for tokens in (0, 1, 65, 66, 129, 130, 100_000_000)] == [0, 0, 0, 1, 1, 2, 1_562_499]
+    assert batches_in(100_000_000, 524_288) == 190
+    assert Split(0, None, None, tuple(Shard("", tokens) for tokens in (66, 65, 130))).batches(64) == 3
+
+
+def test_sequences_of_validation_have_their_own_length(root):
+    own = Batches(data(val_seq_len=4 * T, val_tokens=12 * T), root)
+    inputs, targets = own.val(0, 9)
+    assert own.val_sequences == 3
+    assert np.array_equal(inputs, inputs[0, 0] + np.arange(12 * T).reshape(3, 4 * T))
+    assert np.array_equal(targets, inputs + 1)
+    assert own.train(0)[0].shape == (6, T)
+
+
+def test_shards_are_opened_when_they_are_read(root, tmp_path):
+    folder = tmp_path / "text-0123456789abcdef"
+    shutil.copytree(root / folder.name, folder)
+    for number in (1, 2, 3, 4):
+        (folder / f"train_{number:06}.bin").unlink()
+    own = Batches(data(), tmp_path)
+    for step in range(3):
+        own.train(step)
+    with pytest.raises(DataError, match=r"train_000003\.bin: no such shard"):
+        own.train(3)
+    shutil.copy(folder / "train_000000.bin", folder / "train_000003.bin")
+    with pytest.raises(DataError, match=r"train_000003\.bin: 161 tokens; the corpus says 64"):
+        own.train(3)
 
 
 def test_shuffled_has_every_sequence_once_per_epoch(root):
@@ -126,11 +173,11 @@ def test_ranks_share_the_batch_of_one_process_whatever_was_read_before(root, ste
 
 
 @settings(deadline=None)
-@given(step=st.integers(0, 1000), batch=st.sampled_from([1, 2, 3, 6, 7]), order=st.sampled_from(batches.ORDERS))
-def test_batch_sizes_cut_the_same_walk(root, step, batch, order):
+@given(step=st.integers(0, 1000), batch=st.sampled_from([1, 2, 3, 6, 7]))
+def test_batch_sizes_cut_the_same_shuffled_walk(root, step, batch):
     """Sequence n of a run does not depend on how many form a step."""
-    inputs, _ = Batches(data(order=order, batch_tokens=batch * T), root).train(step)
-    singles = Batches(data(order=order, batch_tokens=T), root)
+    inputs, _ = Batches(data(order="shuffled", batch_tokens=batch * T), root).train(step)
+    singles = Batches(data(order="shuffled", batch_tokens=T), root)
     assert np.array_equal(inputs, np.concatenate([singles.train(step * batch + i)[0] for i in range(batch)]))
 
 
@@ -190,8 +237,12 @@ def test_a_batch_that_processes_cannot_share(root):
         ({"epochs": 0}, r"data\.epochs=0; valid: a whole number from 1 on"),
         ({"order_seed": -1}, r"data\.order_seed=-1; valid: a whole number from 0 on"),
         ({"order": "random"}, r"data\.order=random; valid: sequential, shuffled"),
-        ({"val_tokens": 14 * T}, r"too short: 36 training and 13 validation sequences .* data\.val_tokens=112"),
-        ({"seq_len": 512, "batch_tokens": 512, "val_tokens": 512}, r"too short: 0 training and 0 validation"),
+        ({"val_seq_len": 3 * T}, r"data\.val_tokens=88 is no multiple of data\.val_seq_len=24; valid: 72 or 96"),
+        ({"val_seq_len": -1}, r"data\.val_seq_len=-1; valid: a whole number from 0 on"),
+        ({"val_tokens": 14 * T}, r"too short: 5 training batches and 13 validation sequences .* data\.val_tokens=112"),
+        ({"seq_len": 512, "batch_tokens": 512, "val_tokens": 512}, r"too short: 0 training batches and 0 validation"),
+        ({"batch_tokens": 20 * T}, r"too short: 0 training batches and 13 validation sequences"),
+        ({"order_seed": 2**63}, r"data\.order_seed=9223372036854775808; valid: a whole number from 0 on"),
         ({"fingerprint": "f" * 16}, r"text-f+: no such corpus; make it with: skipsweep data prepare"),
         ({"fingerprint": ""}, r"data=text has no fingerprint yet"),
     ],

@@ -208,6 +208,18 @@ def test_resolve_fills_in_what_planning_needs(texts, root, monkeypatch):
     assert prepare.resolve(resolved, root) == resolved
 
 
+def test_a_length_of_validation_sequences_that_says_nothing_is_left_out(texts, root):
+    assert prepare.resolve(text(texts, val_seq_len=32), root) == prepare.resolve(text(texts), root)
+    assert prepare.resolve(text(texts, val_seq_len=16), root).val_seq_len == 16
+
+
+def test_a_corpus_made_here_has_nothing_to_fetch(texts, root):
+    resolved = prepare.resolve(text(texts), root)
+    prepare.fetch(resolved, root, 10**9)
+    assert prepare.to_download(resolved, root, 1) == 0
+    prepare.require(resolved, root, 1)
+
+
 def test_resolve_prepares_and_verifies_once(texts, root, monkeypatch):
     resolved = prepare.resolve(text(texts), root)
 
@@ -309,7 +321,7 @@ def test_passes_are_what_batches_walk(root):
 def test_too_few_tokens_names_what_would_do(root):
     cfg, made = sized(root)
     message = (
-        r"schedule\.steps=21 with data\.batch_tokens=128 needs 2688 tokens, data=synthetic has 1312 in sequences of 32"
+        r"schedule\.steps=21 with data\.batch_tokens=128 needs 2688 tokens, data=synthetic has 1280 in whole batches"
         r" \(data\.epochs=1\); set data\.epochs=3 or schedule\.steps<=10$"
     )
     with pytest.raises(DataError, match=message):
@@ -323,10 +335,12 @@ def test_too_few_tokens_names_what_would_do(root):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_tokens": 64 * 32}, r"set data\.epochs=2$"),
+        ({"batch_tokens": 64 * 32}, r"batch_tokens=2048 is more than any .*; valid: at most 1312, or data\.order="),
+        ({"batch_tokens": 64 * 32, "order": "shuffled"}, r"has 1312 in sequences of 32 .*; set data\.epochs=2$"),
+        ({"val_seq_len": 65568, "val_tokens": 65568}, r"valid: none with data\.val_seq_len=65568, which is longer"),
         ({"val_tokens": 65568}, r"data\.val_tokens=65568, data=synthetic has 65537; valid: at most 65536$"),
         ({"batch_tokens": 100}, r"data\.batch_tokens=100 is no multiple of data\.seq_len=32; valid: 96 or 128"),
-        ({"seq_len": 2048, "batch_tokens": 2048}, r"data\.seq_len=2048 is longer .*; valid: at most 1343"),
+        ({"seq_len": 2048, "batch_tokens": 2048}, r"data\.seq_len=2048 is longer .*; valid: at most 1342"),
     ],
 )
 def test_impossible_demands(root, changes, message):

@@ -5,6 +5,9 @@
     val_000000.bin         the whole validation split
     meta.json              sizes and hashes; its presence means that the corpus is complete
     verified.json          size and modification time of each shard when all its tokens were last checked
+
+Of a corpus from the hub, meta.json is what the hub has listed, and shards come as runs need them
+(`data.pretokenised`): that some are not there is its normal state.
 """
 
 import os
@@ -31,8 +34,10 @@ class Shard:
 
     file: str
     tokens: int
-    sha256: str
-    """Of the tokens, without the header."""
+    sha256: str = ""
+    """Of the tokens, without the header; empty where only `file_hash` is known."""
+    file_hash: str = ""
+    """Of the whole file, as a hub lists it: `sha256:...` or `git:...`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Split:
     """The training or the validation part."""
 
     tokens: int
-    documents: int
+    documents: int | None
+    """None where others have made the shards and do not say."""
     text_bytes: int | None
     """Bytes of text behind the tokens, for bits per byte; None where there is no text."""
     shards: tuple[Shard, ...]
@@ -48,6 +54,31 @@ class Split:
     def sequences(self, seq_len: int) -> int:
         """Sequences of `seq_len` tokens, each with the token to predict after its last, that lie within a shard."""
         return sum((shard.tokens - 1) // seq_len for shard in self.shards)
+
+    def batches(self, batch_tokens: int) -> int:
+        """Whole batches that lie within a shard, as they are read sequentially."""
+        return sum(batches_in(shard.tokens, batch_tokens) for shard in self.shards)
+
+
+def batches_in(tokens: int, batch_tokens: int) -> int:
+    """Batches that a sequential reader takes from a shard.
+
+    The speedrun's loader goes on to the next shard unless position + batch + 1 is less than the tokens there are: one
+    token more than inputs and targets take.
+    """
+    return max(0, (tokens - 2) // batch_tokens)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the shards of a corpus come from."""
+
+    repo: str
+    """Dataset on the hub."""
+    revision: str
+    """What was asked for: branch, tag or commit."""
+    commit: str
+    """What that was when the hub listed it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +92,8 @@ class Corpus:
     fingerprint: str
     train: Split
     val: Split
+    origin: Origin | None = None
+    """The hub, for a corpus from there; None for one made here."""
 
     def paths(self, split: str) -> list[Path]:
         """The shards of `train` or `val`, in order."""
@@ -95,7 +128,8 @@ def read_meta(folder: Path) -> Corpus:
         if meta.pop("format") != FORMAT:
             raise ValueError
         train, val = _split(meta.pop("train")), _split(meta.pop("val"))
-        return Corpus(folder=folder, train=train, val=val, **meta)
+        origin = meta.pop("origin", None)
+        return Corpus(folder=folder, train=train, val=val, origin=origin and Origin(**origin), **meta)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{path}: missing, damaged or unreadable; delete the folder, it will be made again") from e
 
@@ -135,10 +169,33 @@ def verify(corpus: Corpus, advance: Callable[[int], None] | None = None) -> None
         files.write_json(corpus.folder / "verified.json", seen)
 
 
+def is_verified(corpus: Corpus, shard: Shard) -> bool:
+    """Whether a shard is there and nothing has been written to it since it was found good."""
+    stamp = _stamp(corpus.folder / shard.file)
+    return stamp is not None and stamp == _verified(corpus).get(shard.file)
+
+
+def note_verified(corpus: Corpus, shard: Shard) -> None:
+    """Remember that a shard was found good just now, beside what other processes remember."""
+    with suppress(OSError), files.locked(corpus.folder):
+        known = _verified(corpus) | {shard.file: _stamp(corpus.folder / shard.file)}
+        files.write_json(corpus.folder / "verified.json", known)
+
+
+def check_shard(corpus: Corpus, path: Path, shard: Shard, advance: Callable[[int], None] | None = None) -> None:
+    """Check all of `path` against what is known of `shard`. Raises DataError naming file and byte offset."""
+    shards.verify(path, corpus.vocab_size, shard.sha256 or None, advance, shard.file_hash or None)
+
+
 def findings(corpus: Corpus) -> list[dict[str, Any]]:
-    """Check all tokens of all shards now; per shard: `corpus`, `shard`, `tokens`, and `problem` (None, or a line)."""
+    """Check all tokens of all shards now; per shard: `corpus`, `shard`, `tokens`, and `problem` (None, or a line).
+
+    Shards that have not been downloaded are left out.
+    """
     rows = []
     for path, shard in corpus.all_shards():
+        if corpus.origin is not None and not path.exists():
+            continue
         problem = None
         try:
             _verify_shard(corpus, path, shard, None)
@@ -149,14 +206,20 @@ def findings(corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def summary(corpus: Corpus) -> dict[str, Any]:
-    """The corpus in plain figures: sizes per split, vocabulary, where it lies, bytes on disk, whether verified."""
+    """The corpus in plain figures: sizes per split, vocabulary, where it lies, bytes on disk, whether what there is is
+    verified. `present`: shards that are there, of a split's `shards`."""
     row: dict[str, Any] = {key: getattr(corpus, key) for key in ("name", "tokenizer", "vocab_size", "fingerprint")}
+    stamps = _stamps(corpus)
     for split, part in (("train", corpus.train), ("val", corpus.val)):
         row[split] = {"tokens": part.tokens, "documents": part.documents, "text_bytes": part.text_bytes}
-        row[split]["shards"] = len(part.shards)
-    stamps = _stamps(corpus)
+        row[split] |= {"shards": len(part.shards), "present": sum(stamps[s.file] != ABSENT for s in part.shards)}
     disk = sum(size for size, _ in stamps.values())
-    return row | {"folder": str(corpus.folder), "disk_bytes": disk, "verified": stamps == _verified(corpus)}
+    if corpus.origin is not None:
+        row["origin"] = asdict(corpus.origin)
+        stamps = {file: stamp for file, stamp in stamps.items() if stamp != ABSENT}
+    known = _verified(corpus)
+    verified = all(known.get(file) == stamp for file, stamp in stamps.items())
+    return row | {"folder": str(corpus.folder), "disk_bytes": disk, "verified": verified and disk > 0}
 
 
 def _split(values: dict[str, Any]) -> Split:
@@ -165,26 +228,34 @@ def _split(values: dict[str, Any]) -> Split:
 
 def _verify_shard(corpus: Corpus, path: Path, shard: Shard, advance: Callable[[int], None] | None) -> None:
     try:
-        shards.verify(path, corpus.vocab_size, shard.sha256, advance)
+        check_shard(corpus, path, shard, advance)
     except DataError as e:
+        if corpus.origin is not None:
+            raise DataError(f"{e}; delete the file, it will be downloaded again") from e
         raise DataError(f"{e}; delete the folder {corpus.folder.name}, it will be made again") from e
 
 
+ABSENT = [0, 0]
+"""Stamp of a file that is not there, which `verify` then finds."""
+
+
 def _stamps(corpus: Corpus) -> dict[str, list[int]]:
-    """File -> [size, modification time in ns]; a missing one counts as [0, 0], which `verify` then finds."""
-    stamps = {}
-    for path, shard in corpus.all_shards():
-        try:
-            stat = os.stat(path)
-        except OSError:
-            stamps[shard.file] = [0, 0]
-        else:
-            stamps[shard.file] = [stat.st_size, stat.st_mtime_ns]
-    return stamps
+    """File -> its stamp, of every shard."""
+    return {shard.file: _stamp(path) or ABSENT for path, shard in corpus.all_shards()}
 
 
-def _verified(corpus: Corpus) -> Any:
+def _stamp(path: Path) -> list[int] | None:
+    """Size and modification time in ns; None where there is no such file."""
     try:
-        return files.read_json(corpus.folder / "verified.json")
-    except (OSError, ValueError):
+        stat = os.stat(path)
+    except OSError:
         return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _verified(corpus: Corpus) -> dict[str, Any]:
+    try:
+        known = files.read_json(corpus.folder / "verified.json")
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

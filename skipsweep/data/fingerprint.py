@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def fingerprint(cfg: Data, root: Path | None = None) -> str:
     not exist.
     """
     content = _chain(cfg) if isinstance(cfg, Synthetic) else _texts(cfg, root)
+    return _hash(content)
+
+
+def of_shards(tokenizer_name: str, train: Sequence[str], val: Sequence[str]) -> str:
+    """Hash of a corpus that others have tokenised: tokenizer, and the hashes of all its files in order."""
+    return _hash(["shards", tokenizer.identity(tokenizer_name), list(train), list(val)])
+
+
+def _hash(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps([FORMAT, content]).encode()).hexdigest()[:LENGTH]
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from skipsweep.config import Data, Paths, Text
-from skipsweep.data import batches, corpus
+from skipsweep.config import Data, HubShards, Paths, Text
+from skipsweep.data import batches, corpus, pretokenised
 from skipsweep.data.build import Progress, build
-from skipsweep.data.corpus import Corpus, folder_of, read_meta
+from skipsweep.data.corpus import Corpus, Shard, Split, folder_of, open_corpus, read_meta
 from skipsweep.data.fingerprint import LENGTH, fingerprint
 from skipsweep.errors import DataError
 from skipsweep.provenance import CHECKOUT
@@ -28,35 +28,74 @@ def data_root(paths: Paths) -> Path:
 
 
 def prepare(cfg: Data, root: Path, progress: Progress | None = None) -> Corpus:
-    """The corpus of `cfg` below `root`, tokenised now unless it is there.
+    """The corpus of `cfg` below `root`, tokenised now unless it is there; of one from the hub, its listing.
 
-    Raises DataError for texts that cannot be used, a root that cannot be written to, and a `cfg.fingerprint` or
-    `cfg.vocab_size` that differs from what is found.
+    Raises DataError for texts that cannot be used, a root that cannot be written to, a hub that cannot be asked, and a
+    `cfg.fingerprint` or `cfg.vocab_size` that differs from what is found.
     """
-    found = fingerprint(cfg, root)
-    if cfg.fingerprint not in ("", found):
-        raise DataError(f"data.fingerprint={cfg.fingerprint}, but data={cfg.name} is {found} here: not the same corpus")
-    folder = folder_of(root, cfg.name, found)
-    if not folder.is_dir():
-        build(cfg, found, root, progress)
-    made = read_meta(folder)
+    made = pretokenised.known(cfg, root) if isinstance(cfg, HubShards) else _tokenised(cfg, root, progress)
+    _check_same(cfg, made.fingerprint)
     if cfg.vocab_size not in (0, made.vocab_size):
         raise DataError(f"data.vocab_size={cfg.vocab_size}, but data={cfg.name} has {made.vocab_size} token ids")
     return made
 
 
 def resolve(cfg: Data, root: Path, progress: Progress | None = None) -> Data:
-    """A copy of `cfg` with fingerprint and vocabulary filled in (and a text's path made absolute), for planning.
+    """A copy of `cfg` in canonical form, with fingerprint and vocabulary filled in, for planning.
 
-    Prepares the corpus where necessary and verifies its shards once. Raises DataError as `prepare`, and for a shard
-    that is not sound. How many epochs a run takes is `check_enough`'s answer.
+    Prepares the corpus where necessary and verifies its shards once; shards from the hub are neither downloaded nor
+    looked at (`fetch`). Raises DataError as `prepare`, and for a shard that is not sound. How many epochs a run takes
+    is `check_enough`'s answer.
     """
     made = prepare(cfg, root, progress)
-    corpus.verify(made)
+    if made.origin is None:
+        corpus.verify(made)
     known: dict[str, Any] = {"fingerprint": made.fingerprint, "vocab_size": made.vocab_size}
+    if cfg.val_seq_len == cfg.seq_len:
+        known["val_seq_len"] = 0
     if isinstance(cfg, Text):
         known["path"] = os.path.abspath(os.path.expanduser(cfg.path))
     return replace(cfg, **known)
+
+
+def fetch(cfg: Data, root: Path, steps: int, progress: Progress | None = None) -> None:
+    """Have the shards that a run of `steps` steps reads in place and verified; `cfg` may be resolved or not.
+
+    Downloads what is missing, `progress` being told (bytes there, bytes wanted); nothing to do for a corpus made here.
+    Raises DataError as `check_enough` and `pretokenised.fetch`.
+    """
+    if isinstance(cfg, HubShards):
+        made = prepare(cfg, root)
+        check_enough(cfg, steps, made)
+        pretokenised.fetch(made, needed(cfg, steps, made), cfg.revision, progress)
+
+
+def to_download(cfg: Data, root: Path, steps: int) -> int:
+    """Bytes that `fetch` would download for a planned run."""
+    made = open_corpus(cfg, root)
+    return 0 if made.origin is None else pretokenised.missing_bytes(made, needed(cfg, steps, made))
+
+
+def require(cfg: Data, root: Path, steps: int) -> None:
+    """Raise DataError where a shard that a planned run of `steps` steps reads is not there: jobs only read."""
+    made = open_corpus(cfg, root)
+    absent = [shard.file for shard in needed(cfg, steps, made) if not (made.folder / shard.file).exists()]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise DataError(f"{made.folder}: {absent[0]}{more} not there; download first: skipsweep data prepare")
+
+
+def needed(cfg: Data, steps: int, made: Corpus) -> list[Shard]:
+    """The shards that a run of `steps` steps reads, validation first."""
+    train = [shard for shard in made.train.shards if _units(cfg, Split(0, None, None, (shard,)))]
+    if cfg.order == "sequential":
+        wanted, ends = [], 0
+        for shard in train:
+            if ends < steps:
+                wanted.append(shard)
+            ends += corpus.batches_in(shard.tokens, cfg.batch_tokens)
+        train = wanted
+    return [*made.val.shards, *train]
 
 
 def check_enough(cfg: Data, steps: int, made: Corpus) -> int:
@@ -66,17 +105,16 @@ def check_enough(cfg: Data, steps: int, made: Corpus) -> int:
     are no multiples of the sequence length.
     """
     batches.check(cfg)
-    have, batch = made.train.sequences(cfg.seq_len), cfg.batch_tokens // cfg.seq_len
-    if not have:
-        longest = max(shard.tokens for shard in made.train.shards) - 1
-        raise DataError(f"data.seq_len={cfg.seq_len} is longer than the training split; valid: at most {longest}")
+    _check_training(cfg, made)
     _check_validation(cfg, made)
-    passes = max(1, -(-steps * batch // have))
+    have, per_step = _units(cfg, made.train), 1 if cfg.order == "sequential" else cfg.batch_tokens // cfg.seq_len
+    passes = max(1, -(-steps * per_step // have))
     if passes > cfg.epochs:
-        most = have * cfg.epochs // batch
+        most = have * cfg.epochs // per_step
+        unit = "whole batches" if cfg.order == "sequential" else f"sequences of {cfg.seq_len}"
         raise DataError(
             f"schedule.steps={steps} with data.batch_tokens={cfg.batch_tokens} needs {steps * cfg.batch_tokens} tokens,"
-            f" data={cfg.name} has {have * cfg.seq_len} in sequences of {cfg.seq_len} (data.epochs={cfg.epochs});"
+            f" data={cfg.name} has {have * cfg.batch_tokens // per_step} in {unit} (data.epochs={cfg.epochs});"
             f" set data.epochs={passes}" + (f" or schedule.steps<={most}" if most else "")
         )
     return passes
@@ -98,7 +136,7 @@ def verify_all(root: Path, cfg: Data | None = None) -> list[dict[str, Any]]:
 
     A row per shard: `corpus`, `shard`, `tokens`, `problem` (None, or a line that names file and byte offset).
     """
-    folders = _folders(root) if cfg is None else [folder_of(root, cfg.name, fingerprint(cfg, root))]
+    folders = _folders(root) if cfg is None else [_folder(cfg, root)]
     rows = []
     for folder in folders:
         try:
@@ -108,11 +146,54 @@ def verify_all(root: Path, cfg: Data | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def _tokenised(cfg: Data, root: Path, progress: Progress | None) -> Corpus:
+    found = fingerprint(cfg, root)
+    _check_same(cfg, found)
+    folder = folder_of(root, cfg.name, found)
+    if not folder.is_dir():
+        build(cfg, found, root, progress)
+    return read_meta(folder)
+
+
+def _check_same(cfg: Data, found: str) -> None:
+    if cfg.fingerprint not in ("", found):
+        raise DataError(f"data.fingerprint={cfg.fingerprint}, but data={cfg.name} is {found} here: not the same corpus")
+
+
+def _units(cfg: Data, split: Split) -> int:
+    """What the training order is made of: whole batches, or sequences."""
+    return split.batches(cfg.batch_tokens) if cfg.order == "sequential" else split.sequences(cfg.seq_len)
+
+
+def _check_training(cfg: Data, made: Corpus) -> None:
+    """Raise DataError where there is not one batch, or not one sequence."""
+    if _units(cfg, made.train):
+        return
+    spare = 2 if cfg.order == "sequential" else 1
+    longest = max(shard.tokens for shard in made.train.shards) - spare
+    if longest < cfg.seq_len:
+        raise DataError(f"data.seq_len={cfg.seq_len} is longer than the training split; valid: at most {longest}")
+    valid = longest // cfg.seq_len * cfg.seq_len
+    raise DataError(
+        f"data.batch_tokens={cfg.batch_tokens} is more than any training shard of data={cfg.name} holds; valid: at most"
+        f" {valid}, or data.order=shuffled"
+    )
+
+
 def _check_validation(cfg: Data, made: Corpus) -> None:
-    have = made.val.sequences(cfg.seq_len) * cfg.seq_len
+    length = batches.val_seq_len(cfg)
+    have = made.val.sequences(length) * length
     if cfg.val_tokens > have:
-        valid = f"at most {have}" if have else f"none with data.seq_len={cfg.seq_len}, which is longer than the split"
+        key = "val_seq_len" if cfg.val_seq_len else "seq_len"
+        valid = f"at most {have}" if have else f"none with data.{key}={length}, which is longer than the split"
         raise DataError(f"data.val_tokens={cfg.val_tokens}, data={cfg.name} has {made.val.tokens}; valid: {valid}")
+
+
+def _folder(cfg: Data, root: Path) -> Path:
+    """Where the corpus of `cfg` lies, or would."""
+    if isinstance(cfg, HubShards):
+        return pretokenised.known(cfg, root).folder
+    return folder_of(root, cfg.name, fingerprint(cfg, root))
 
 
 def _folders(root: Path) -> Iterator[Path]:

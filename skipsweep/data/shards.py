@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,23 +53,48 @@ def check_size(path: Path) -> int:
     return count
 
 
-def verify(path: Path, vocab_size: int, sha256: str | None = None, advance: Callable[[int], None] | None = None) -> int:
-    """Check all of a shard, with the tokens' own sha256 if given; returns their number.
+def verify(
+    path: Path,
+    vocab_size: int,
+    sha256: str | None = None,
+    advance: Callable[[int], None] | None = None,
+    file_hash: str | None = None,
+) -> int:
+    """Check all of a shard; returns the number of its tokens.
 
-    `advance` is called with the number of bytes done since the last call. Raises DataError naming file and byte offset.
+    Against the tokens' own `sha256` if given, and the hash of the whole file: `sha256:...`, or `git:...`, the sha1
+    that git gives to it. `advance` is called with the number of bytes done since the last call. Raises DataError naming
+    file and byte offset.
     """
     tokens = np.asarray(read(path))
-    digest = hashlib.sha256()
+    checks = _checks(path, sha256, file_hash)
     for start in range(0, len(tokens), _BLOCK):
         block = tokens[start : start + _BLOCK]
         _check_vocab(path, block, start, vocab_size)
-        if sha256 is not None:
+        for digest, _, _ in checks:
             digest.update(block.data)
         if advance is not None:
             advance(block.nbytes)
-    if sha256 is not None and digest.hexdigest() != sha256:
-        raise DataError(f"{path}: byte {HEADER_BYTES}: the tokens are not those once written (sha256 {sha256})")
+    for digest, expected, fault in checks:
+        if digest.hexdigest() != expected:
+            raise DataError(f"{path}: {fault} {expected})")
     return len(tokens)
+
+
+def _checks(path: Path, sha256: str | None, file_hash: str | None) -> list[tuple[Any, str, str]]:
+    """Digests that still lack the tokens, what they should come to, and what it means if they do not."""
+    found = []
+    if sha256 is not None:
+        fault = f"byte {HEADER_BYTES}: the tokens are not those once written (sha256"
+        found.append((hashlib.sha256(), sha256, fault))
+    if file_hash is not None:
+        kind, _, expected = file_hash.partition(":")
+        with open(path, "rb") as f:
+            header, size = f.read(HEADER_BYTES), os.fstat(f.fileno()).st_size
+        opening = b"blob %d\0" % size if kind == "git" else b""
+        digest = (hashlib.sha1 if kind == "git" else hashlib.sha256)(opening + header)
+        found.append((digest, expected, f"byte 0: the content is not what the hub lists ({kind}"))
+    return found
 
 
 def _write(f: BinaryIO, parts: Iterable[NDArray[np.integer]]) -> tuple[int, str]:
