@@ -14,7 +14,7 @@ from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-data_app = typer.Typer(help="Corpora: tokenise, list, check.", no_args_is_help=True)
+data_app = typer.Typer(help="Corpora: tokenise, download, list, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -77,16 +77,29 @@ def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun"
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
-def plan(overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(
+    overrides: Overrides = None,
+    as_json: Json = False,
+    schedules: Annotated[
+        bool, typer.Option("--schedules", help="Draw learning rates, momentum and attention window over the steps.")
+    ] = False,
+) -> None:
     """What `python launch.py -m ...` would do, without doing it."""
     from skipsweep.sweep import launch
     from skipsweep.sweep.entry import from_command_line
+    from skipsweep.sweep.schedules import drawings
 
     request = from_command_line(overrides or [])
     made = launch.make_plan(request)
+    drawn = drawings(made) if schedules else []
     if as_json:
-        return _print_json(launch.document(made, request))
+        found = [drawing.document() for drawing in drawn]
+        return _print_json(launch.document(made, request) | ({"schedules": found} if schedules else {}))
     launch.show_plan(made, request)
+    if schedules:
+        from skipsweep.sweep import show
+
+        show.schedules(drawn)
 
 
 @app.command()
@@ -110,14 +123,19 @@ def sync(
 
 @data_app.command("prepare")
 def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
-    """Tokenise the corpus of a configuration (data=text data.path=...), unless it is there already."""
+    """Tokenise the corpus of a configuration (data=text data.path=...), or download what it reads of one from the hub
+    (data=fineweb10B schedule.steps=5550), unless it is there already."""
     from skipsweep.data import corpus, prepare
     from skipsweep.sweep.entry import from_command_line
 
     request = from_command_line(overrides or [])
     config = request.composer(request.overrides)
+    root = prepare.data_root(config.paths)
     with progress.counting("tokenising") as count:
-        found = corpus.summary(prepare.prepare(config.data, prepare.data_root(config.paths), count))
+        made = prepare.prepare(config.data, root, count)
+    with progress.transferring(f"downloading {made.name}") as tell:
+        prepare.fetch(config.data, root, config.schedule.steps, tell)
+    found = corpus.summary(made)
     if as_json:
         return _print_json(found)
     from skipsweep.sweep import show
@@ -127,7 +145,7 @@ def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
 
 @data_app.command("info")
 def data_info(as_json: Json = False, root: Annotated[str | None, typer.Option(help="Data root.")] = None) -> None:
-    """The corpora that are tokenised."""
+    """The corpora that are there, of those from the hub how much."""
     from skipsweep.data import prepare
 
     found = prepare.info(prepare.data_root(Paths(data=root)))
@@ -140,7 +158,7 @@ def data_info(as_json: Json = False, root: Annotated[str | None, typer.Option(he
 
 @data_app.command("verify")
 def data_verify(as_json: Json = False, root: Annotated[str | None, typer.Option(help="Data root.")] = None) -> None:
-    """Read every shard: header, size, token ids. Exit status 1 if one is broken."""
+    """Read every shard that is there: header, size, token ids, hash. Exit status 1 if one is broken."""
     from skipsweep.data import prepare
 
     found = prepare.verify_all(prepare.data_root(Paths(data=root)))

@@ -25,6 +25,7 @@ from skipsweep.config import RunConfig, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.data.corpus import open_corpus, unigram_entropy
+from skipsweep.data.prefetch import Prefetch
 from skipsweep.distributed import World
 from skipsweep.errors import DataError, UserError
 from skipsweep.mirror import Mirror
@@ -105,6 +106,11 @@ def _refuse(run: RunDir, problem: UserError) -> int:
                 run.write_status("failed", cause="config", message=str(problem))
             held.release()
     return _say(str(problem), FAILED)
+
+
+def _keep_kernels(root: Path) -> None:
+    """Have compiled kernels kept beside the corpora, where they outlive /tmp and other machines find them."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
 
 
 def _set_threads(config: RunConfig) -> None:
@@ -205,13 +211,16 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
     """Train from the newest checkpoint; returns whether the run reached its last step."""
     _assert_same_config(run, world)
     root = prepare.data_root(config.paths)
-    trainer = Trainer(config, Batches(config.data, root, world.rank, world.size), world)
-    _resume(run, trainer, recorder)
-    for boundary in trainer.run():
-        if recorder:
-            recorder.record(trainer, boundary)
-        if _should_stop(trainer, boundary, stop, recorder):
-            return False
+    _keep_kernels(root)
+    prepare.require(config.data, root, config.schedule.steps)
+    with Prefetch(Batches(config.data, root, world.rank, world.size), config.schedule.steps) as batches:
+        trainer = Trainer(config, batches, world)
+        _resume(run, trainer, recorder)
+        for boundary in trainer.run():
+            if recorder:
+                recorder.record(trainer, boundary)
+            if _should_stop(trainer, boundary, stop, recorder):
+                return False
     state = trainer.state()
     if recorder:
         _remember_speed(config, world, recorder.finish(trainer, state, _facts(config, root)))
@@ -360,7 +369,8 @@ def follow() -> int:
 def _torchrun_store() -> TCPStore:
     """The key-value store that torchrun's agent keeps for its processes."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, timeout=datetime.timedelta(minutes=10))
+    # Rank 0 may first download the corpus; should it die, torchrun ends the others.
+    return TCPStore(address, port, is_master=False, timeout=datetime.timedelta(days=1))
 
 
 if __name__ == "__main__":

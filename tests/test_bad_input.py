@@ -13,6 +13,7 @@ import pytest
 from commands import CHECKOUT, TINY, Done, Place, request
 
 from skipsweep.sweep import entry, local
+from skipsweep.sweep import freeze as freezing
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep import plan as planning
 
@@ -101,8 +102,8 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "head_type=last skip_layers=0",
         "head_type=last takes no sources, but skip_layers=[0]",
     ),
-    "batch": ("data.batch_tokens=100", "data.batch_tokens=100 must be a multiple of data.seq_len=16"),
-    "no epochs": ("data.epochs=0", "data.epochs=0 must be above 0"),
+    "batch": ("data.batch_tokens=100", "data.batch_tokens=100 is no multiple of data.seq_len=16"),
+    "no epochs": ("data.epochs=0", "data.epochs=0; valid: a whole number from 1 on"),
     "too few tokens": ("schedule.steps=1000", "needs 128000 tokens, data=synthetic has"),
     "too few validation tokens": ("data.val_tokens=1600000", "data.val_tokens=1600000"),
     "another vocabulary": ("data.vocab_size=99", "data.vocab_size=99, but data=synthetic has 32 token ids"),
@@ -274,7 +275,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_no_space_left(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(freezing.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
     check(
         place,
         launch(*place.arguments()),
@@ -286,7 +287,7 @@ def test_a_disk_that_fills_up(place: Place, launch: Callable[..., Done], monkeyp
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(place.runs / "config.yaml"))
 
-    monkeypatch.setattr(planning.RunDir, "freeze", full)
+    monkeypatch.setattr(freezing.RunDir, "freeze", full)
     check(place, launch(*place.arguments()), f"{place.runs / 'config.yaml'}: No space left on device")
 
 
@@ -305,7 +306,7 @@ def test_a_multirun_that_cannot_be_written(
 
 def test_a_run_whose_defaults_moved(place: Place, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     made = launching.make_plan(request(place.arguments("skip_layers=0")))
-    planning.freeze(made, "none")
+    freezing.freeze(made, "none")
     (run,) = place.multirun.all_runs()
     run.write_status("done", attempt=1)
     run.result.write_text('{"val_loss": 1.0}')

@@ -14,7 +14,7 @@ from skipsweep import cli, files, mirror
 from skipsweep.config import Wandb
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import launch as launching
-from skipsweep.sweep import plan as planning
+from skipsweep.sweep.freeze import freeze
 
 NONE, SKIP = "skip_layers=none", "skip_layers=[0,input]"
 LOSSES = {(NONE, 0): 2.50, (NONE, 1): 2.60, (SKIP, 0): 2.40, (SKIP, 1): None}
@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Place:
         patch.setenv("SKIPSWEEP_DATA", str(data_root))
         asked = ["-m", f"skip_layers=none,{SKIP.split('=')[1]}", "seed=0,1", "sweep.name=which", "sweep.question=Why?"]
         for arguments in (asked, ["seed=5"]):
-            planning.freeze(launching.make_plan(request(place.arguments(*arguments))), "none")
+            freeze(launching.make_plan(request(place.arguments(*arguments))), "none")
     for (arm, seed), loss in LOSSES.items():
         end(place.run_of("which", arm, seed), loss)
     return place

@@ -15,7 +15,10 @@ from skipsweep.rundir import RunDir
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep import show
+from skipsweep.sweep.estimate import estimate_seconds
 from skipsweep.sweep.expand import expand
+from skipsweep.sweep.fetch import fetch, to_download
+from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.local import PREEMPTED, Pool
 from skipsweep.sweep.plan import Plan, Wanted
 from skipsweep.sweep.request import LaunchRequest
@@ -31,11 +34,13 @@ def launch(request: LaunchRequest) -> int:
     plan = make_plan(request)
     _check_torchrun(plan)
     show_plan(plan, request)
-    todo = [] if request.plan else plan.to_run(request.retry)
-    if not request.plan:
-        planning.freeze(plan, request.retry)
-    interrupted = _execute_here(plan, todo) if _under_torchrun() else _execute(plan, todo, _parallel(request))
-    return 0 if request.plan else _conclude(plan, interrupted, request)
+    if request.plan:
+        _let_go()
+        return 0
+    fetch(plan, plan.to_run(request.retry))
+    freeze(plan, request.retry)
+    interrupted = _execute(plan, plan.to_run(request.retry), _parallel(request))
+    return _conclude(plan, interrupted, request)
 
 
 def make_plan(request: LaunchRequest) -> Plan:
@@ -49,7 +54,8 @@ def make_plan(request: LaunchRequest) -> Plan:
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
     """Print points, runs and what is to run."""
     todo = plan.to_run(request.retry)
-    show.plan(plan, todo, planning.estimate_seconds(plan, todo, _parallel(request)))
+    show.plan(plan, todo, estimate_seconds(plan, todo, _parallel(request)))
+    show.download(to_download(plan, todo))
 
 
 def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
@@ -61,7 +67,8 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
-        "seconds": planning.estimate_seconds(plan, todo, _parallel(request)),
+        "seconds": estimate_seconds(plan, todo, _parallel(request)),
+        "to_download": to_download(plan, todo),
     }
 
 
@@ -71,16 +78,25 @@ def _parallel(request: LaunchRequest) -> int:
 
 def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
     """Run what is to run; returns whether it was interrupted."""
-    if not todo:
-        return False
     runs = [plan.multirun.run(name) for name in todo]
-    alone = plan.name is None
-    pool = Pool(runs, parallel, None if alone else _frozen_code(plan), show=alone)
-    if alone:
-        pool.execute(lambda: None)
-    else:
-        with show.Watch(runs, plan.observations) as watch:
-            pool.execute(watch.tick)
+    if not runs:
+        _let_go()
+        return False
+    if _under_torchrun():
+        return _lead(runs[0])
+    return _execute_single(runs[0]) if plan.name is None else _execute_sweep(plan, runs, parallel)
+
+
+def _execute_single(run: RunDir) -> bool:
+    pool = Pool([run], 1, None, show=True)
+    pool.execute(lambda: None)
+    return pool.stopping
+
+
+def _execute_sweep(plan: Plan, runs: Sequence[RunDir], parallel: int) -> bool:
+    pool = Pool(runs, parallel, _frozen_code(plan), show=False)
+    with show.Watch(runs, plan.observations) as watch:
+        pool.execute(watch.tick)
     return pool.stopping
 
 
@@ -118,6 +134,9 @@ def _show_single(run: RunDir) -> None:
         show.place("run", run.path)
 
 
+# ------------------------------------------------------------------------------------------------------- under torchrun
+
+
 def _started() -> int:
     """Processes that torchrun has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -143,11 +162,15 @@ def _check_torchrun(plan: Plan) -> None:
         )
 
 
-def _execute_here(plan: Plan, todo: Sequence[str]) -> bool:
-    """Under torchrun the processes are there already: the other ranks wait for the run that rank 0 names, if any.
+def _let_go() -> None:
+    """Nothing is to run: torchrun's other ranks, if there are any, wait for being told."""
+    if _under_torchrun():
+        _lead(None)
 
-    Returns whether it was interrupted.
-    """
+
+def _lead(run: RunDir | None) -> bool:
+    """Execute a run together with torchrun's other ranks, or tell them that there is none; returns whether it was
+    interrupted."""
     from skipsweep import job  # imports torch, which plans do without
 
-    return job.lead(plan.multirun.run(todo[0]) if todo else None) == PREEMPTED
+    return job.lead(run) == PREEMPTED

@@ -14,10 +14,12 @@ from rich.text import Text
 from skipsweep.analyze.arms import Arm
 from skipsweep.analyze.compare import Comparison
 from skipsweep.analyze.listing import Row, Status
-from skipsweep.progress import describe, duration, number
+from skipsweep.progress import describe, duration, gigabytes, number
 from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
+from skipsweep.sweep import chart
 from skipsweep.sweep.plan import Plan
+from skipsweep.sweep.schedules import Drawing
 
 LINE_WIDTH = 2000
 """Columns where there is no terminal: nothing is to be folded in a log."""
@@ -28,6 +30,8 @@ MAX_ROWS = 20
 """Rows of a live table; with more runs, only those that are running."""
 MAX_OPEN = 100
 """Rows of unfinished runs in `skipsweep status`."""
+MAX_FIGURES = 8
+"""Schedules that `skipsweep plan --schedules` draws."""
 OBSERVE_EVERY_S = 1.0
 STYLE = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "preempted": "yellow"}
 
@@ -79,6 +83,21 @@ def summary(made: Plan, todo: Sequence[str], seconds: float | None) -> str:
     else:
         time_left = f"; about {duration(seconds)}"
     return f"{_count(made.points, 'point')}, {_count(made.configs, 'run')}: {', '.join(parts)}{time_left}"
+
+
+def download(size: int) -> None:
+    """What is to be downloaded before anything starts, in bytes."""
+    if size:
+        console.print(f"to download first: {gigabytes(size)} GB")
+
+
+def schedules(drawn: Sequence[Drawing]) -> None:
+    """Charts of what changes over the steps, one set per distinct schedule."""
+    for drawing in drawn[:MAX_FIGURES]:
+        console.print()
+        console.print(chart.figure(drawing))
+    if len(drawn) > MAX_FIGURES:
+        console.print(f"... and {len(drawn) - MAX_FIGURES} more schedules; all with --json")
 
 
 def _count(things: Sized, what: str) -> str:
@@ -200,11 +219,35 @@ def result(run: RunDir, found: dict[str, Any]) -> None:
     shown.add_row("tokens", f"{found['tokens']:,}")
     shown.add_row("training time", duration(found["train_time_s"]))
     shown.add_row("parameters", f"{sum(found['parameters'].values()):,}")
-    for label, value in found["lambdas"].items():
+    by_layer, others = split_lambdas(found["lambdas"])
+    for label, value in others.items():
         shown.add_row(label, f"{value:+.4f}")
     console.print(shown)
+    if by_layer:
+        console.print(_lambdas_by_layer(by_layer))
     place("run", run.path)
     console.print("look: metrics.jsonl (rows), result.json, log/; `skipsweep compare RUN RUN`, `skipsweep list`")
+
+
+def split_lambdas(lambdas: Mapping[str, float]) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
+    """Layer -> {`block/x00`: value} of those that every layer has (`lambda/block/3/x00`), and the others by label."""
+    by_layer: dict[int, dict[str, float]] = {}
+    others = {}
+    for label, value in lambdas.items():
+        match label.split("/"):
+            case ["lambda", mechanism, layer, name] if layer.isdigit():
+                by_layer.setdefault(int(layer), {})[f"{mechanism}/{name}"] = value
+            case _:
+                others[label] = value
+    return dict(sorted(by_layer.items())), others
+
+
+def _lambdas_by_layer(by_layer: Mapping[int, Mapping[str, float]]) -> Table:
+    columns = dict.fromkeys(name for values in by_layer.values() for name in values)
+    shown = table("lambdas of layer", *[f">{name}" for name in columns])
+    for layer, values in by_layer.items():
+        shown.add_row(str(layer), *[f"{values[c]:+.4f}" if c in values else "" for c in columns])
+    return shown
 
 
 # ------------------------------------------------------------------------------------------------ the skipsweep command
@@ -278,10 +321,20 @@ def corpora(found: Sequence[dict[str, Any]]) -> None:
             shown.add_row(name, *["-"] * 6, one["problem"])
             continue
         train, val = one["train"], one["val"]
-        figures = one["vocab_size"], train["tokens"], val["tokens"], train["documents"] + val["documents"]
-        megabytes, checked = f"{one['disk_bytes'] / 1e6:.1f}", "verified" if one["verified"] else "not verified"
-        shown.add_row(name, one["tokenizer"], *(f"{figure:,}" for figure in figures), megabytes, checked)
+        documents = None if train["documents"] is None else train["documents"] + val["documents"]
+        figures = one["vocab_size"], train["tokens"], val["tokens"], documents
+        cells = ("-" if figure is None else f"{figure:,}" for figure in figures)
+        shown.add_row(name, one["tokenizer"], *cells, f"{one['disk_bytes'] / 1e6:.1f}", _condition(one))
     console.print(shown if found else "no corpora yet")
+
+
+def _condition(one: dict[str, Any]) -> str:
+    """`verified`; of a corpus from the hub also how much of it is there."""
+    present, of = (one["train"][key] + one["val"][key] for key in ("present", "shards"))
+    checked = "verified" if one["verified"] else "not verified"
+    if "origin" not in one:
+        return checked
+    return f"{present} of {of} shards" + (f", {checked}" if present else "")
 
 
 def shards(found: Sequence[dict[str, Any]]) -> None:

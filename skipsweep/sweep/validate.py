@@ -4,18 +4,20 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from skipsweep.config import MISSING, Config, RunConfig, Trapezoid, world_size
+from skipsweep.config import MISSING, Config, Cosine, Muon, RunConfig, Trapezoid, world_size
+from skipsweep.data import batches
 from skipsweep.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float64")
-ORDERS = ("sequential", "shuffled")
+DECAYS = ("beta1", "beta2", "momentum", "momentum_start", "smoothing", "outer_momentum")
+"""Fields of optimisers that say what is left of a mean after a step."""
 
 
 def validate(config: Config) -> None:
     """Raise UserError for the first value that cannot be."""
     _complete(config)
     _model(config)
-    _data(config)
+    batches.check(config.data)
     _optim(config)
     _schedule(config)
     _compute(config)
@@ -47,39 +49,57 @@ def _model(config: RunConfig) -> None:
         raise UserError(f"model.dim={model.dim} must be an even multiple of model.heads={model.heads}")
     if not (model.mlp_ratio * model.dim).is_integer():
         raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is no whole number")
-    _not_negative("model.softcap", model.softcap)
+    for key in ("vocab_multiple", "window_block"):
+        _positive(f"model.{key}", getattr(model, key))
+    for key in ("softcap", "attention_scale", "window"):
+        _not_negative(f"model.{key}", getattr(model, key))
+    if not 0 <= model.rotary_fraction <= 1:
+        raise UserError(f"model.rotary_fraction={model.rotary_fraction} is a part of all channels; valid: 0 to 1")
+    _one_of("model.window_growth", model.window_growth, ("none", "cubic"))
     _one_of("model.dtype", model.dtype, DTYPES)
+    _not_negative("embeddings.extra", config.embeddings.extra)
     _not_negative("replicate", config.replicate)
     _seed("seed", config.seed)
-
-
-def _data(config: RunConfig) -> None:
-    data = config.data
-    for key in ("seq_len", "batch_tokens", "val_tokens", "epochs"):
-        _positive(f"data.{key}", getattr(data, key))
-    for key in ("batch_tokens", "val_tokens"):
-        if getattr(data, key) % data.seq_len:
-            raise UserError(f"data.{key}={getattr(data, key)} must be a multiple of data.seq_len={data.seq_len}")
-    _one_of("data.order", data.order, ORDERS)
-    _seed("data.order_seed", data.order_seed)
 
 
 def _optim(config: RunConfig) -> None:
     optim = config.optim
     for f in fields(optim):
-        value = getattr(optim, f.name)
-        if isinstance(value, float):
-            _not_negative(f"optim.{f.name}", value)
-            if f.name.startswith("beta") and value >= 1:
-                raise UserError(f"optim.{f.name}={value} is a decay per step; valid: 0 to below 1")
+        key, value = f"optim.{f.name}", getattr(optim, f.name)
+        if isinstance(value, int | float):
+            _not_negative(key, value)
+            if f.name in DECAYS and value >= 1:
+                raise UserError(f"{key}={value} is a decay per step; valid: 0 to below 1")
+    if optim.outer_every:
+        _positive("optim.outer_lr", optim.outer_lr)
+    if isinstance(optim, Muon):
+        _newton_schulz(optim.newton_schulz)
+
+
+def _newton_schulz(triples: Any) -> None:
+    valid = isinstance(triples, list) and triples and all(isinstance(t, list) and len(t) == 3 for t in triples)
+    if not valid or not all(_is_finite(number) for triple in triples for number in triple):
+        raise UserError(
+            f"optim.newton_schulz={triples} must be a list of one triple of finite numbers per iteration, "
+            "e.g. [[3.4445,-4.775,2.0315]]"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _schedule(config: RunConfig) -> None:
     schedule = config.schedule
     _positive("schedule.steps", schedule.steps)
-    _not_negative("schedule.warmup_steps", schedule.warmup_steps)
-    if schedule.warmup_steps >= schedule.steps:
-        raise UserError(f"schedule.warmup_steps={schedule.warmup_steps} must be below schedule.steps={schedule.steps}")
+    for key in ("warmup_steps", "horizon", "window_horizon"):
+        _not_negative(f"schedule.{key}", getattr(schedule, key))
+    for key in ("steps", "horizon"):
+        end = getattr(schedule, key)
+        if end and schedule.warmup_steps >= end:
+            raise UserError(f"schedule.warmup_steps={schedule.warmup_steps} must be below schedule.{key}={end}")
+    if isinstance(schedule, Trapezoid | Cosine):
+        _not_negative("schedule.final", schedule.final)
     if isinstance(schedule, Trapezoid) and not 0 < schedule.cooldown <= 1:
         raise UserError(f"schedule.cooldown={schedule.cooldown} is a part of all steps; valid: above 0, at most 1")
 
