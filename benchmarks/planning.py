@@ -16,8 +16,8 @@ from pathlib import Path
 
 from skipsweep import provenance
 from skipsweep.sweep import launch
-from skipsweep.sweep import plan as planning
 from skipsweep.sweep.entry import from_command_line
+from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.plan import Plan
 
 HEADS = "add,add_renorm,concat"
@@ -27,12 +27,12 @@ ARGUMENTS = [
     f"head_type={HEADS}",
     f"selection_method={METHODS}",
     "skip_layers=none,top1,top2,top3,top5,[1,2],[0,6]",
-    "seed=range(0,24)",
+    "seed=range(0,34)",
 ]
 
 
 def planned(folder: str) -> Plan:
-    """1,008 points over 6 combinations of groups; prints time and memory."""
+    """1,428 points over 6 combinations of groups; prints time and memory."""
     from_command_line(["plan=true"])  # Hydra's own start is not planning
     start = time.perf_counter()
     made = launch.make_plan(from_command_line([f"paths.multirun={folder}", *ARGUMENTS]))
@@ -48,7 +48,7 @@ def planned(folder: str) -> Plan:
 
 def finish(made: Plan) -> None:
     """Pretend that every run has finished."""
-    planning.freeze(made, "none")
+    freeze(made, "none")
     for name in made.configs:
         run = made.multirun.run(name)
         result = {"val_loss": 2.5, "steps": 600, "train_time_s": 60.0, "parameters": {"all": 1}, "lambdas": {}}

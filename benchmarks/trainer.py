@@ -20,17 +20,19 @@ import torch
 from skipsweep import job, lease, provenance
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
+from skipsweep.data.prefetch import Prefetch
 from skipsweep.distributed import World
 from skipsweep.mirror import Mirror
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
-from skipsweep.optim.groups import Optimiser
-from skipsweep.optim.schedule import lr_factor
+from skipsweep.optim.optimiser import Optimiser
+from skipsweep.optim.schedule import lr_factor, window_blocks
 from skipsweep.progress import Lines
 from skipsweep.record import Recorder
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep.entry import from_command_line
+from skipsweep.sweep.freeze import freeze
 from skipsweep.train import Trainer
 
 
@@ -39,7 +41,7 @@ def frozen(folder: str, overrides: list[str]) -> RunDir:
     request = from_command_line([f"paths.multirun={folder}", *overrides])
     config = request.composer(request.overrides)
     plan = planning.make([planning.Wanted("run", config, ())], "benchmark", single=True)
-    planning.freeze(plan, "none")
+    freeze(plan, "none")
     return plan.multirun.run(next(iter(plan.configs)))
 
 
@@ -47,7 +49,8 @@ def whole(run: RunDir) -> tuple[Callable[[], None], Mirror | None]:
     """One step of the real thing: what job.py does between two boundaries."""
     config = run.read_config()
     held = lease.acquire(run)
-    trainer = Trainer(config, Batches(config.data, prepare.data_root(config.paths)), World())
+    batches = Prefetch(Batches(config.data, prepare.data_root(config.paths)), config.schedule.steps)
+    trainer = Trainer(config, batches, World())
     recorder, stop = Recorder(run, config, held, Lines()), job.StopSignal()
     mirror = Mirror.start(run, config.logger)
     boundaries = trainer.run()
@@ -66,15 +69,15 @@ def bare(run: RunDir) -> Callable[[], None]:
     config = run.read_config()
     model = build(config)
     batches = Batches(config.data, prepare.data_root(config.paths))
-    optimiser = Optimiser(config.optim, dict(model.named_parameters()), parameter_roles(model))
+    optimiser = Optimiser(config.optim, dict(model.named_parameters()), parameter_roles(model), World())
     never, count = torch.zeros(()), 0
 
     def step() -> None:
         nonlocal count
         ids, targets = (torch.from_numpy(a) for a in batches.train(count))
-        model(ids, targets).backward()
-        optimiser.step(lr_factor(config.schedule, count), never)
-        optimiser.zero_grad()
+        window = window_blocks(config.model, config.schedule, count)
+        optimiser.backward(model(ids, targets, window=window), last=True)
+        optimiser.step(count, lr_factor(config.schedule, count), never)
         count += 1
 
     return step

@@ -423,6 +423,10 @@ def test_the_medium_models_work_is_shared_evenly() -> None:
         assert balance(dict(reversed(costs.items())), 8) == owners
 
 
+def test_one_dear_parameter_weighs_as_much_as_several_cheap_ones() -> None:
+    assert balance({"a": 3, "b": 3, "c": 8, "d": 2}, 2) == {"c": 0, "a": 1, "b": 1, "d": 1}
+
+
 def test_cost_counts_the_multiplications_of_an_iteration() -> None:
     """XX', its square, and that times X, on the short side."""
     assert newton_schulz_cost((2, 5)) == newton_schulz_cost((5, 2)) == 2 * 2 * 5 + 2**3 + 2 * 2 * 5

@@ -186,17 +186,17 @@ def test_a_killed_rank_ends_the_run(tmp_path: Path, data_root: Path) -> None:
 
 SPOILT_ON_RANK_1 = """
 import os, runpy, torch
-from skipsweep.train import Trainer
+from skipsweep.optim.optimiser import Optimiser
 
-backward = Trainer._backward
+backward, steps = Optimiser.backward, 0
 
-def spoilt(self, *batch):
-    loss = backward(self, *batch)
-    if self.step == 7 and os.environ["RANK"] == "1":
-        next(iter(self._parameters.values())).grad.view(-1)[0] = torch.inf
-    return loss
+def spoilt(self, loss, last):
+    global steps
+    steps += last
+    warm_up = 1
+    backward(self, loss * torch.inf if steps == warm_up + 8 and os.environ["RANK"] == "1" else loss, last)
 
-Trainer._backward = spoilt
+Optimiser.backward = spoilt
 runpy.run_path({job!r}, run_name="__main__")
 """
 
