@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Imported later (by an optimiser), its default arguments would hold the process group, and with it threads that outlive
+# Imported later (by the compiler), its default arguments would hold the process group, and with it threads that outlive
 # `leave` and abort the process as it exits: now they hold None.
 import torch.distributed.nn.functional
 

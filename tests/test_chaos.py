@@ -31,7 +31,7 @@ class Forked:
     """An attempt in a process forked from one that has torch loaded already: it begins to train at once."""
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["skipsweep.job", "torch._dynamo"])  # the latter is what optimisers import
+    context.set_forkserver_preload(["skipsweep.job"])
 
     def __init__(self, run: RunDir):
         self._process = self.context.Process(target=execute, args=(run,))

@@ -288,15 +288,16 @@ def test_a_loss_depends_on_what_the_layers_windows_reach_and_nothing_else(head, 
 def test_no_token_sees_another_document(head, layers, window):
     """Bit for bit, in all that layers read beside the stream too: value embeddings, x00, x01, U-net skips."""
     cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3, seq_len=16, **DOCUMENTS)
-    model, (ids, targets) = randomised(cfg), tokens(cfg)
+    model, (ids, targets) = randomised(cfg), tokens(cfg, batch=3)
     ids[:] = ids % EOT
-    ids[0, [0, 5, 11]] = ids[1, [3, 4]] = EOT
+    ids[1, [0, 5, 11]] = ids[2, [3, 4]] = EOT  # the first sequence is one document
     moved = ids.clone()
-    moved[0, 7], moved[1, 1] = (ids[0, 7] + 1) % EOT, (ids[1, 1] + 1) % EOT
+    for row, at in ((0, 9), (1, 7), (2, 1)):
+        moved[row, at] = (ids[row, at] + 1) % EOT
     with torch.no_grad():
         before, after = (model(given, targets, reduction="none", window=window) for given in (ids, moved))
-    same = torch.ones(2, 16, dtype=torch.bool)
-    same[0, 7:11] = same[1, 1:3] = False
+    same = torch.ones(3, 16, dtype=torch.bool)
+    same[0, 9:] = same[1, 7:11] = same[2, 1:3] = False
     assert torch.equal(before == after, same)
 
 

@@ -190,5 +190,10 @@ def test_a_start_value_is_part_of_a_run_iff_something_starts_there(name):
     assert run_id(**USED_BY[name], **moved) != run_id(**USED_BY[name])
 
 
+def test_the_sum_alone_has_no_weight_for_further_embeddings():
+    mixed = {"embeddings": c.Embeddings(mix=True)}
+    assert run_id(**mixed, lambda_init=c.LambdaInit(block_extra=0.37)) == run_id(**mixed)
+
+
 def test_every_start_value_is_used_by_something():
     assert set(USED_BY) == set(c.LambdaInit.__dataclass_fields__)

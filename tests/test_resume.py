@@ -216,8 +216,9 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, data_root: Pa
             patch.setattr(torch, "randn_like", torch.zeros_like)  # the noise of other shapes is another noise
             assert execute(run) == job.DONE
         losses.append([row["train/loss"] for row in rows(run) if "train/loss" in row])
-    assert losses[1] == pytest.approx(losses[0], abs=1e-12)
-    assert losses[2] == pytest.approx(losses[0], abs=1e-12)
+    # Newton-Schulz amplifies rounding from step to step.
+    assert losses[1] == pytest.approx(losses[0], abs=1e-9)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-9)
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path, data_root: Path) -> None:

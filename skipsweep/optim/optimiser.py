@@ -21,6 +21,7 @@ from skipsweep.optim.adam import Adam
 from skipsweep.optim.gradients import Gradients, at_least_float32
 from skipsweep.optim.outer import Outer
 from skipsweep.optim.owners import balance, newton_schulz_cost
+from skipsweep.optim.schedule import peak_rates
 
 
 class Batch(Protocol):
@@ -51,10 +52,9 @@ class Optimiser:
 
         `roles[name]` is one of `embed`, `matrix`, `head`, `scalar`. `compile`: torch.compile Muon's arithmetic.
         """
-        if not isinstance(optim, config.AdamW | config.Muon):
-            raise TypeError(f"no such optimiser: {optim}")
+        self.peak_lr = peak_rates(optim)
+        assert isinstance(optim, config.AdamW | config.Muon)
         self._world, self._parameters, self._roles = world, dict(parameters), {n: roles[n] for n in parameters}
-        self.peak_lr = {"embed": optim.embed_lr, "matrix": optim.lr, "head": optim.head_lr, "scalar": optim.scalar_lr}
         self._owners = _owners(optim, parameters, roles, world.size)
         self._weights = {n: _weight(p, self._owners[n] == world.rank) for n, p in self._parameters.items()}
         self._gradients = Gradients(self._parameters, self._owners, world)

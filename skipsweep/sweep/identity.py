@@ -22,6 +22,8 @@ from skipsweep.config import (
     Data,
     LambdaInit,
     Last,
+    Muon,
+    Optim,
     Recipe,
     RunConfig,
     Schedule,
@@ -57,7 +59,8 @@ def canonical(config: Config, data: Data) -> RunConfig:
 
 
 def _wired(config: Config) -> dict[str, Any]:
-    """Model, embeddings, residual and schedule, with the layers they mean by `scaled` and without what has no effect.
+    """Model, embeddings, residual, optimiser and schedule, with the layers they mean by `scaled` and without what has no
+    effect.
 
     Raises UserError for impossible ones.
     """
@@ -73,10 +76,19 @@ def _wired(config: Config) -> dict[str, Any]:
             config.embeddings, value_layers=wiring.value_layers(config.embeddings.value_layers, layers)
         ),
         "residual": replace(config.residual, unet=wiring.unet(config.residual.unet, layers)),
+        "optim": _optim(config.optim),
         "schedule": _schedule(config),
     }
     wiring.check(wired["model"], wired["embeddings"])
     return wired
+
+
+def _optim(optim: Optim) -> Optim:
+    """Settings of an outer optimiser or a warm-up that is not there are neutral."""
+    unused: dict[str, Any] = {} if optim.outer_every else {"outer_lr": 0.0, "outer_momentum": 0.0}
+    if isinstance(optim, Muon) and not optim.momentum_warmup:
+        unused["momentum_start"] = optim.momentum
+    return replace(optim, **unused)
 
 
 def _schedule(config: Config) -> Schedule:
