@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint nightly bench clean
+.PHONY: demo test lint nightly bench gpu clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## set up, then train one tiny model on real text
@@ -24,6 +24,10 @@ nightly: $(READY)  ## the long fault-injection suites
 bench: $(READY)  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/trunk.py
+
+gpu: $(READY)  ## on a machine with a GPU: is its path right, and how fast is it (8 minutes)
+	$(BIN)/python benchmarks/gpu.py
 
 # setuptools comes first and the build is not isolated: an isolated build would resolve its own, unpinned, environment.
 $(READY): pyproject.toml constraints.txt

@@ -87,6 +87,7 @@ def execute(run: RunDir, progress: Progress | None = None) -> int:
 def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> int:
     config = run.read_config()
     _set_threads(config)
+    _prepare_gpu(prepare.data_root(config.paths))
     try:
         world = distributed.join(config.compute)
     except UserError as problem:
@@ -108,9 +109,11 @@ def _refuse(run: RunDir, problem: UserError) -> int:
     return _say(str(problem), FAILED)
 
 
-def _keep_kernels(root: Path) -> None:
-    """Have compiled kernels kept beside the corpora, where they outlive /tmp and other machines find them."""
+def _prepare_gpu(root: Path) -> None:
+    """Have compiled kernels kept beside the corpora, where they outlive /tmp and other machines find them, and memory
+    handed out in segments that grow: windows grow too."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "compiled"))
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def _set_threads(config: RunConfig) -> None:
@@ -211,7 +214,6 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
     """Train from the newest checkpoint; returns whether the run reached its last step."""
     _assert_same_config(run, world)
     root = prepare.data_root(config.paths)
-    _keep_kernels(root)
     prepare.require(config.data, root, config.schedule.steps)
     with Prefetch(Batches(config.data, root, world.rank, world.size), config.schedule.steps) as batches:
         trainer = Trainer(config, batches, world)

@@ -23,6 +23,8 @@ class Observation:
     """Who executes it now."""
     progress: dict[str, Any] | None = None
     """step, steps, loss, val_loss, tokens_per_s, left_s of the present or last attempt."""
+    attempt: int | None = None
+    """The attempt that the state is about; None before the first."""
 
     @property
     def is_live(self) -> bool:
@@ -36,7 +38,7 @@ def observe(run: RunDir) -> Observation:
         return Observation(run.name, "new")
     status = run.read_status()
     state = status["state"]
-    common = {key: status.get(key) for key in ("cause", "message", "log")}
+    common = {key: status.get(key) for key in ("cause", "message", "log", "attempt")}
     if state in FINAL:
         return Observation(run.name, state, **common)
     holder = lease.newest(run)

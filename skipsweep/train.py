@@ -202,8 +202,8 @@ class Trainer:
         return mean
 
     def _warm_up(self) -> None:
-        """Everything that a step and a validation do, once and to no effect: compilation, first allocations and first
-        messages between processes are not timed, and leave neither parameters nor state of any kind changed."""
+        """All that a step does, once and to no effect: compilation, first allocations and first messages between
+        processes are not timed, and change neither parameters nor state of any kind."""
         rng = _random_states()
         step = min(self.step, self.config.schedule.steps - 1)
         self._backward(step)
@@ -215,7 +215,10 @@ class Trainer:
         return self.config.model.dtype == "float64"
 
     def _to_device(self, arrays: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
-        ids, targets = (torch.from_numpy(a).to(self.world.device, non_blocking=True) for a in arrays)
+        tensors = [torch.from_numpy(a) for a in arrays]
+        if self.world.device.type == "cuda":  # from pageable memory the host would wait for all that is under way
+            tensors = [t.pin_memory().to(self.world.device, non_blocking=True) for t in tensors]
+        ids, targets = tensors
         return ids, targets
 
     # ------------------------------------------------------------------------------------------------------ its state

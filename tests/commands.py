@@ -18,7 +18,7 @@ from skipsweep.sweep.request import Composes, LaunchRequest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = """
-    model.layers=3 model.dim=16 model.heads=2 model.mlp_ratio=2 model.softcap=15 data=synthetic data.seq_len=16
+    model.layers=3 model.dim=16 model.heads=2 model.mlp_ratio=2 model.vocab_multiple=1 data=synthetic data.seq_len=16
     data.batch_tokens=128 data.val_tokens=256 data.order=shuffled data.states=32 data.branching=2
     data.train_tokens=4000 optim=adamw optim.lr=0.01 schedule=trapezoid schedule.steps=12 record.val_every=4
     logger=none compute.threads=1

@@ -72,7 +72,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "unknown key": ("schedule.stepz=5", "schedule.stepz=5: no key stepz in schedule=trapezoid; did you mean steps?"),
     "unknown group": ("colour=red", "no key colour"),
     "unknown key, added": ("+colour=red", "colour"),
-    "a key of another choice": ("data.path=notes", "no key path in data=sotu"),
+    "a key of another choice": ("data.path=notes", "data=synthetic has no key path (that belongs to data=text)"),
     "unknown choice": ("head_type=ad", "head_type=ad: no such choice; did you mean add?"),
     "a number for a choice": ("head_type=3", "head_type takes the name of one choice; valid: add, add_renorm"),
     "text for a number": ("schedule.steps=many", "schedule.steps"),

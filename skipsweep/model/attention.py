@@ -140,8 +140,8 @@ def block_mask(docs: Tensor, window: int, block: int) -> Any:
 
 def blocks_seen(docs: Tensor, window: int, block: int) -> tuple[Tensor, Tensor]:
     """Which blocks of keys each block of queries sees (B, 1, N, N): in part, and wholly. Documents `docs` (B, T)."""
-    ends = docs.unflatten(-1, (-1, block))[:, None, :, [0, -1]]
-    first, last = ends.unbind(-1)
+    by_block = docs.unflatten(-1, (-1, block))[:, None]
+    first, last = by_block[..., 0], by_block[..., -1]
     number = torch.arange(first.shape[-1], device=docs.device)
     q, k = number[:, None], number[None, :]
     near = (k <= q) & ((q - k < window) if window else True)

@@ -64,7 +64,7 @@ class TokenContext(nn.Module):
     def _mask(self, ids: Tensor, docs: Tensor | None, window: int) -> Any:
         block = self.model.window_block
         if uses_flex(ids, self.dtype, block):
-            return block_mask(torch.zeros_like(ids) if docs is None else docs, window, block)
+            return block_mask(torch.zeros_like(ids, dtype=torch.int32) if docs is None else docs, window, block)
         return Visible(ids.shape[1], docs, window, block)
 
     def _documents(self, ids: Tensor) -> Tensor | None:

@@ -50,9 +50,10 @@ class Head(nn.Module):
         self._kernel = torch.compile(loss_and_slope, dynamic=False)
 
     def _piece(self, flat: Tensor) -> int:
-        """Tokens whose logits exist at once."""
-        most = MAX_LOGITS[flat.device.type] // self.weight.shape[0]
-        return most // 128 * 128 or max(most, 1)
+        """Tokens whose logits exist at once; pieces of one size where possible, each size being a kernel of its own."""
+        most = max(MAX_LOGITS[flat.device.type] // self.weight.shape[0], 1)
+        whole = range(most // 128 * 128, 0, -128)
+        return next((size for size in whole if len(flat) % size == 0), most)
 
     def _each(self, flat: Tensor, targets: Tensor, size: int) -> Tensor:
         """Cross-entropy (N,) of every token; its backward pass computes a piece's logits once more."""
@@ -71,15 +72,23 @@ def softcapped(logits: Tensor, cap: float) -> Tensor:
 
 
 def loss_and_slope(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, summed over targets (N,), of softcapped logits (N, V), and its slope by the logits (N, V)."""
-    scale = torch.rsqrt(logits.square() + softcap**2) * softcap if softcap else None
-    capped = logits if scale is None else logits * scale
+    """Cross-entropy, summed over targets (N,), of softcapped logits (N, V), and its slope by the logits (N, V).
+
+    Computed in float32 at least; the slope has the logits' own precision, and compiled nothing wider is held whole.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square() + softcap**2) * softcap if softcap else None
+    capped = wide if scale is None else wide * scale
     log_sum = capped.logsumexp(-1, keepdim=True)
     chosen = targets[:, None]
     loss = (log_sum - capped.gather(-1, chosen)).sum()
     slope = (capped - log_sum).exp()
-    slope = slope.scatter_add(-1, chosen, slope.new_full((), -1.0).expand_as(chosen))
-    return loss, slope if scale is None else slope * scale.pow(3)  # d capped / d logits = scale^3
+    if torch.compiler.is_compiling():  # fuses into the sweep over the logits; a scatter would be one more
+        slope = slope - (torch.arange(slope.shape[-1], device=slope.device) == chosen).to(slope.dtype)
+    else:
+        slope = slope.scatter_add(-1, chosen, slope.new_full((), -1.0).expand_as(chosen))
+    slope = slope if scale is None else slope * scale.pow(3)  # d capped / d logits = scale^3
+    return loss, slope.to(logits.dtype)
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -96,9 +105,8 @@ class _SummedLoss(torch.autograd.Function):
         of_features, of_weight = [], torch.zeros_like(weight)
         total = weight.new_zeros(())
         for features, wanted in zip(flat.split(size), targets.split(size), strict=True):
-            loss, slope = kernel(F.linear(features, narrow).to(weight.dtype), wanted, softcap)
+            loss, slope = kernel(F.linear(features, narrow), wanted, softcap)
             total += loss
-            slope = slope.to(flat.dtype)
             of_features.append(slope @ narrow)
             of_weight += slope.T @ features
         ctx.save_for_backward(torch.cat(of_features), of_weight)

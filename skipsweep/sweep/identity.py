@@ -22,6 +22,7 @@ from skipsweep.config import (
     Data,
     LambdaInit,
     Last,
+    Model,
     Muon,
     Optim,
     Recipe,
@@ -59,19 +60,13 @@ def canonical(config: Config, data: Data) -> RunConfig:
 
 
 def _wired(config: Config) -> dict[str, Any]:
-    """Model, embeddings, residual, optimiser and schedule, with the layers they mean by `scaled` and without what has no
-    effect.
+    """The groups of the trunk and its training, with the layers that `scaled` means and without what has no effect.
 
-    Raises UserError for impossible ones.
+    Raises UserError for impossible choices.
     """
-    model, layers = config.model, config.model.layers
+    layers = config.model.layers
     wired: dict[str, Any] = {
-        "model": replace(
-            model,
-            no_attention=wiring.no_attention(model.no_attention, layers),
-            # without windows it makes no difference which layers have the long one
-            long_window=wiring.long_window(model.long_window, layers) if model.window else [],
-        ),
+        "model": _model(config.model),
         "embeddings": replace(
             config.embeddings, value_layers=wiring.value_layers(config.embeddings.value_layers, layers)
         ),
@@ -81,6 +76,18 @@ def _wired(config: Config) -> dict[str, Any]:
     }
     wiring.check(wired["model"], wired["embeddings"])
     return wired
+
+
+def _model(model: Model) -> Model:
+    without = wiring.no_attention(model.no_attention, model.layers)
+    long = [layer for layer in wiring.long_window(model.long_window, model.layers) if layer not in without]
+    return replace(
+        model,
+        no_attention=without,
+        long_window=long if model.window else [],
+        window_growth=model.window_growth if model.window else Model.window_growth,
+        rotary_base=model.rotary_base if model.rotary_fraction else Model.rotary_base,
+    )
 
 
 def _optim(optim: Optim) -> Optim:

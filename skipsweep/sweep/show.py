@@ -124,7 +124,7 @@ class Watch:
         """`known`: what has been said of the runs already."""
         self._runs = runs
         self._next = 0.0
-        self._seen = {run: one.state for run, one in known.items() if one.state != "new"}
+        self._seen = {run: (one.state, one.attempt) for run, one in known.items() if one.state != "new"}
         self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
 
     def __enter__(self) -> "Watch":
@@ -150,10 +150,10 @@ class Watch:
 
     def _print_changes(self, seen: Sequence[Observation]) -> None:
         for one in seen:
-            if self._seen.get(one.run, "planned") != one.state:
+            if self._seen.get(one.run, ("planned", None)) != (one.state, one.attempt):
                 cause = f": {one.cause}: {one.message}" if one.cause else ""
                 print(f"{one.run}: {one.state}{cause}", flush=True)
-            self._seen[one.run] = one.state
+            self._seen[one.run] = one.state, one.attempt
 
 
 def _worth_showing(seen: Sequence[Observation]) -> Sequence[Observation]:

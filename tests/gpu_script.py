@@ -1,0 +1,14 @@
+"""The modules of benchmarks/, for tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import gpu as gpu
+import gpu_checks as checks
+import gpu_speed as speed
+import shipped as shipped
+import trunk as trunk
+
+__all__ = ["checks", "gpu", "shipped", "speed", "trunk"]

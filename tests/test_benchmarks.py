@@ -1,0 +1,146 @@
+"""The benchmarks of the GPU path and of the trunk run, and notice what they are there to notice; no times."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from gpu_script import checks, gpu, shipped, speed, trunk
+
+from skipsweep.model import attention, head
+from skipsweep.sweep.entry import from_command_line
+
+THE_COMPILER_LOOKS = "ignore:The .grad attribute of a Tensor that is not a leaf"
+"""It reads `grad` of everything; outside of tests it hides this warning itself."""
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Any:
+    return gpu.Report("section", tmp_path / "found.jsonl", quick=True)
+
+
+def rows(report: Any) -> list[dict[str, str]]:
+    return [json.loads(line) for line in report._path.read_text().splitlines()]
+
+
+def bad(report: Any) -> list[dict[str, str]]:
+    return [row for row in rows(report) if row["status"] not in ("ok", "measured")]
+
+
+# ------------------------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("model", ["tiny", "small", "medium"])
+@pytest.mark.parametrize("head", ["last", "add", "add_renorm", "concat"])
+def test_configurations_are_those_that_hydra_composes(model: str, head: str) -> None:
+    choices = {"model": model, "head_type": head, "data": "fineweb10B", "schedule": "speedrun", "compute": "gpu"}
+    request = from_command_line([f"{group}={choice}" for group, choice in choices.items()])
+    assert shipped.composed(**choices) == request.composer(request.overrides)
+
+
+def test_the_benchmarked_step_is_one_micro_batch_of_the_medium_track() -> None:
+    run = shipped.run("medium", "add")
+    assert (run.data.batch_tokens, run.data.seq_len, run.model.layers, run.model.dim) == (65_536, 65_536, 16, 1024)
+    assert run.skip_layers.layers == [11]
+
+
+def test_random_text_has_documents_and_is_a_function_of_the_step() -> None:
+    text = shipped.RandomText(shipped.run("medium"))
+    ids, targets = text.train(3)
+    assert ids.shape == (1, 65_536)
+    assert (ids[:, 1:] == targets[:, :-1]).all()
+    assert 40 < (ids == 50_256).sum() < 100
+    assert (text.train(3)[0] == ids).all()
+    assert (text.train(4)[0] != ids).any()
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+@pytest.mark.filterwarnings(THE_COMPILER_LOOKS)
+@pytest.mark.parametrize("section", ["attention", "loss", "optimiser"])
+def test_checks_pass_on_a_cpu(section: str, report: Any) -> None:
+    checks.SECTIONS[section](report, "cpu")
+    assert rows(report)
+    assert bad(report) == []
+
+
+def test_resume_and_guard_pass_on_a_cpu(report: Any) -> None:
+    checks._resume(report, "cpu", compiled=False)
+    checks._guard(report, "cpu", compiled=False)
+    assert len(rows(report)) == 4
+    assert bad(report) == []
+
+
+@pytest.mark.filterwarnings(THE_COMPILER_LOOKS)
+def test_nothing_is_compiled_again_for_other_windows_and_arms(report: Any) -> None:
+    """What a GPU would compile is traced here, FlexAttention included: no kernels, but the same graphs."""
+    checks._recompilation(report, "cpu")
+    assert len(rows(report)) == 6
+    assert bad(report) == []
+
+
+def test_a_wrong_mask_fails(report: Any) -> None:
+    sees = attention.Visible.sees
+    with mock.patch.object(attention.Visible, "sees", lambda self, q, k: sees(self, q, k - 1)):
+        checks.attention(report, "cpu")
+    assert {row["status"] for row in rows(report)} == {"FAILED"}
+
+
+def test_a_wrong_slope_fails(report: Any) -> None:
+    def kernel(*operands: Any) -> Any:
+        loss, slope = original(*operands)
+        return loss, slope * 1.02
+
+    original = head.loss_and_slope
+    with mock.patch.object(head, "loss_and_slope", kernel):
+        assert checks._loss_errors("cpu", torch.float32, False, (640, 16, 300)) > 1e-2
+
+
+# ---------------------------------------------------------------------------------------------------------- the script
+
+
+@pytest.mark.parametrize("section", ["medium", "medium_heads"])
+def test_measurements_run_on_a_cpu(section: str, report: Any) -> None:
+    speed.SECTIONS[section](report, "cpu")
+    assert len(rows(report)) >= 8
+    assert bad(report) == []
+
+
+def test_operations_of_the_medium_step_are_the_published_ones() -> None:
+    """6 operations per weight of blocks and head; a full window adds what its scores take."""
+    products, every = speed.operations(shipped.run("medium"), window=27)
+    assert products == 65_536 * 6 * 248_643_584
+    assert every / products == pytest.approx(1.25, abs=0.01)
+    assert speed.operations(shipped.run("medium"), window=1)[1] < every
+
+
+def test_a_section_that_breaks_costs_only_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["--device", "cpu", "--quick", "--out", str(tmp_path / "out"), "--sections", "loss", "small"]
+    with mock.patch.dict(gpu.SECTIONS, {"loss": 1}):  # it takes longer
+        assert gpu.main(command) == 1
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    errors = [row for row in found["rows"] if row["status"] == "error"]
+    assert [(row["section"], row["value"]) for row in errors] == [("loss", "stopped after 1 s")]
+    assert any(row["section"] == "small" and row["what"].startswith("ms per step") for row in found["rows"])
+    assert found["facts"]["torch"]
+    assert found["facts"]["code"]
+    table = (tmp_path / "out" / "gpu.md").read_text()
+    assert "| loss | loss | stopped after 1 s |  | error |  |" in table
+
+
+def test_numbers_that_are_not_finite_fail(report: Any) -> None:
+    report.check("a", float("nan"), 1.0)
+    report.check("b", 1.0, 1.0)
+    with report.guarded("c"):
+        raise RuntimeError("broken\nmore")
+    assert [row["status"] for row in rows(report)] == ["FAILED", "ok", "error"]
+    assert rows(report)[2]["note"] == "broken"
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_plain_trunk_computes_what_ours_does(documents: bool) -> None:
+    """Within float32's rounding, loss and every gradient."""
+    assert trunk.difference(*trunk.compared(documents, batch=1, length=256)) < 1e-4
