@@ -48,14 +48,13 @@ def test_skipsweep_examples_exist() -> None:
 
 
 def test_the_table_of_groups_lists_all_choices() -> None:
-    for group in ("selection_method", "head_type", "lambda_init", "gate_targets"):
-        row = re.search(rf"^\| `{group}` \| ([^|]*) \|", README, re.MULTILINE)
-        assert row, group
-        assert {c.strip() for c in row[1].split(",")} == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
-    combined = re.search(r"^\| `model`, `data`, `optim`, `schedule` \| ([^|]*) \|", README, re.MULTILINE)
-    assert combined
-    for group, choices in zip(("model", "data", "optim", "schedule"), combined[1].split(";"), strict=True):
-        assert {c.strip() for c in choices.split(",")} == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
+    listed: dict[str, set[str]] = {}
+    for groups, choices in re.findall(r"^\| ((?:`[\w/]+`(?:, )?)+) \| ([^|]*) \|", README, re.MULTILINE):
+        each = [{re.sub(r" \(.*\)|,? or .*", "", c).strip() for c in part.split(",")} for part in choices.split(";")]
+        listed |= dict(zip(re.findall(r"`([\w/]+)`", groups), each, strict=True))
+    there = {folder.name: {p.stem for p in folder.glob("*.yaml")} for folder in (ROOT / "conf").iterdir()}
+    for group in there.keys() - {"config.yaml", "hydra", "experiment"}:
+        assert listed[group] - {""} == there[group], group
 
 
 def test_the_file_tree_is_there() -> None:

@@ -53,7 +53,7 @@ class Head(nn.Module):
         """Tokens whose logits exist at once; pieces of one size where possible, each size being a kernel of its own."""
         most = max(MAX_LOGITS[flat.device.type] // self.weight.shape[0], 1)
         whole = range(most // 128 * 128, 0, -128)
-        return next((size for size in whole if len(flat) % size == 0), most)
+        return next((size for size in whole if len(flat) % size == 0), whole.start or most)
 
     def _each(self, flat: Tensor, targets: Tensor, size: int) -> Tensor:
         """Cross-entropy (N,) of every token; its backward pass computes a piece's logits once more."""
