@@ -11,7 +11,7 @@ demo: $(READY)  ## set up, then train one tiny model on real text
 	$(BIN)/python launch.py
 
 test: $(READY)  ## set up, then run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
