@@ -68,6 +68,17 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     },
     "no sum before blocks": {"embeddings": c.Embeddings(value_layers=[[0, 2]])},
     "no U-net": {"residual": c.Residual()},
+    "U-net through a sigmoid": {
+        "residual": c.Residual(unet=[[0, 2]], unet_weight="sigmoid"),
+        "lambda_init": replace(LAMBDAS, unet=-1.5),
+    },
+    "rolling": {"model": replace(MODEL, layers=5), "residual": c.Residual(unet=[[0, 2]], rolling=True)},
+    "parallel tail": {"residual": c.Residual(unet=[[0, 2]], parallel_tail=2)},
+    "x00 alone": {"embeddings": c.Embeddings(mix=True, value_layers=[[0, 2]])},
+    "x00 to x04": {"embeddings": c.Embeddings(mix=True, extra=4, value_layers=[[0, 2]])},
+    "start values by layer": {
+        "lambda_init": replace(LAMBDAS, block_x=[1.1, 1.0, 0.9], block_x00=[0.0, 0.1, 0.2], value=[0.5, 0.6])
+    },
     "no value embeddings": {"embeddings": c.Embeddings(mix=True, extra=1)},
     "attention everywhere": {"model": replace(MODEL, no_attention=[])},
     "whole windows": {"model": replace(MODEL, window=0)},

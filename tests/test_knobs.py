@@ -26,6 +26,9 @@ OTHER: dict[str, Any] = {
     "lambda_init.block_x00": 0.1,
     "lambda_init.block_extra": 0.1,
     "lambda_init.unet": 0.5,
+    "lambda_init.rolling_x": 0.5,
+    "lambda_init.rolling": 0.5,
+    "lambda_init.tail": 0.5,
     "lambda_init.value": 0.4,
     "lambda_init.value_embedding": 0.4,
     "head_type.width": 6,
@@ -53,6 +56,9 @@ OTHER: dict[str, Any] = {
     "embeddings.extra": 0,
     "embeddings.value_layers": [],
     "residual.unet": [],
+    "residual.unet_weight": "sigmoid",
+    "residual.rolling": True,
+    "residual.parallel_tail": 2,
     "data.seq_len": 32,
     "data.val_seq_len": 32,
     "data.batch_tokens": 256,
@@ -95,6 +101,14 @@ HEAD: dict[str, c.HeadType] = {
     **{f"head_type.{f.name}": NARROW for f in fields(NARROW) if f.name != "name"},
 }
 """Leaf -> the head that has it; all others are tried with `add`."""
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "lambda_init.rolling_x": {"residual.rolling": True, "lambda_init.rolling": 0.3},
+    "lambda_init.rolling": {"residual.rolling": True},
+    "lambda_init.tail": {"residual.parallel_tail": 2, "lambda_init.tail": 1.5},
+    "residual.rolling": {"lambda_init.rolling": 0.3},
+}
+"""Leaf -> what it cannot do without, besides a trunk of four layers."""
 
 NOT_TRIED = {
     "data.epochs": "a permission; its canonical form says how many epochs a run begins, which steps decide",
@@ -140,6 +154,8 @@ def test_every_field_changes_the_numbers(path: str, data_root: Path) -> None:
     if path == "embeddings.mix":  # further embeddings need the sum
         config.embeddings = replace(config.embeddings, extra=0)
     config.head_type = HEAD.get(path, config.head_type)
+    for key, value in (NEEDS[path] | {"model.layers": 4} if path in NEEDS else {}).items():
+        config = changed(config, key.split("."), value)
     assert numbers(changed(config, path.split("."), OTHER[path]), data_root) != numbers(config, data_root)
 
 

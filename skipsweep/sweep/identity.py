@@ -76,14 +76,15 @@ def _wired(config: Config) -> dict[str, Any]:
         "schedule": _schedule(config),
     }
     wiring.check(wired["model"], wired["embeddings"])
-    wiring.check_residual(wired["residual"], layers)
     return wired
 
 
 def _residual(config: Config) -> Residual:
     """Without U-net skips it makes no difference what they would be multiplied by."""
-    residual, pairs = config.residual, wiring.unet(config.residual.unet, config.model.layers)
-    return replace(residual, unet=pairs, unet_weight=residual.unet_weight if pairs else Residual.unet_weight)
+    layers = config.model.layers
+    residual = replace(config.residual, unet=wiring.unet(config.residual.unet, layers))
+    wiring.check_residual(residual, layers)
+    return residual if residual.unet else replace(residual, unet_weight=Residual.unet_weight)
 
 
 def _schedule(config: Config) -> Schedule:
