@@ -487,6 +487,15 @@ def test_what_cannot_be_is_refused_in_one_line(case: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("head", [c.ConcatMLP(), c.ConcatMLPNarrow(width=4)])
+def test_a_tail_of_parallel_layers_has_no_last_mlp(head: c.HeadType) -> None:
+    tail = c.Residual(parallel_tail=2)
+    with pytest.raises(UserError, match=rf"head_type={head.name} takes .* residual.parallel_tail=2 .* valid: [^\n]*$"):
+        canonical([0], head, residual=tail)
+    assert canonical([], head, residual=tail).head_type == c.Last()
+    assert canonical([0], c.Concat(), residual=tail).head_type == c.Concat()
+
+
 def test_the_width_that_is_valid_just_is() -> None:
     assert canonical([0, 1], c.ConcatMLPNarrow(width=31)).head_type == c.ConcatMLPNarrow(width=31)
 

@@ -18,6 +18,7 @@ from skipsweep.config import (
     Last,
     Model,
     Recipe,
+    Residual,
 )
 from skipsweep.errors import UserError
 from skipsweep.model.wiring import mlp_hidden
@@ -82,8 +83,9 @@ LABELS = {"x_lambda": "x", "skip_lambda": "skip", "backout": "backout"}
 # ------------------------------------------------------------------------------------------------- what can be, and is
 
 
-def check(head: HeadType, chosen: Sequence[Source], model: Model) -> None:
-    """Raise UserError for sources that this head cannot take, or sizes that it cannot have."""
+def check(head: HeadType, chosen: Sequence[Source], model: Model, residual: Residual) -> None:
+    """Raise UserError for sources that this head cannot take, sizes that it cannot have, or a trunk that it cannot
+    end."""
     if isinstance(head, Last) and chosen:
         shown = str(list(chosen)).replace(" ", "").replace("'", "")
         raise UserError(
@@ -95,6 +97,11 @@ def check(head: HeadType, chosen: Sequence[Source], model: Model) -> None:
             raise UserError(f"skip_layers: `{source}` is a source for head_type={takers} only, not for {head.name}")
     if isinstance(head, ConcatMLPNarrow) and head.width < 1:
         raise UserError(f"head_type.width={head.width} must be above 0")
+    if chosen and KINDS[head.name].owns_last_mlp and residual.parallel_tail:
+        raise UserError(
+            f"head_type={head.name} takes the last MLP out of the trunk, but with residual.parallel_tail="
+            f"{residual.parallel_tail} it stands beside other blocks; valid: residual.parallel_tail=0, or another head"
+        )
     if isinstance(head, ConcatMLP | ConcatMLPNarrow):
         _check_hidden(head, len(chosen), model)
 

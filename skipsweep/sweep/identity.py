@@ -47,7 +47,7 @@ def canonical(config: Config, data: Data) -> RunConfig:
     all heads; initial lambdas that no mechanism uses are neutral. Raises UserError for impossible sources.
     """
     asked = select.sources(config.skip_layers.layers, config.selection_method, config.model.layers, config.seed)
-    heads.check(config.head_type, asked, config.model)
+    heads.check(config.head_type, asked, config.model, config.residual)
     ordered = sorted(asked, key=select.canonical_key)
     head = heads.canonical(config.head_type, ordered, config.model)
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
