@@ -36,7 +36,8 @@ class SkipLayers:
 
     layers: Any = field(default_factory=list)
     """`none`, a layer (`11`), a list (`[11, 10]`), `topN` (the first N of the selection method's ordering), `input`
-    (the normed token embedding), `last` (concat heads only). Layers are 0-based; neutral: none."""
+    (the normed token embedding), `extra` (a token embedding of the readout's own, normed, used nowhere else), `last`
+    (concat heads only). Layers are 0-based; neutral: none."""
 
 
 @dataclass
@@ -107,10 +108,88 @@ class AddRenorm(HeadType):
 
 
 @dataclass
+class AddUnnormed(HeadType):
+    """norm(x) * x_lambda + sum_k h_k * skip_lambda_k; `input` and `extra` stay normed (seed 000)."""
+
+    name: str = "add_unnormed"
+
+
+@dataclass
+class AddDetached(HeadType):
+    """`add`, but no gradient flows back through the skipped outputs (seed 000)."""
+
+    name: str = "add_detached"
+
+
+@dataclass
+class AddFixedX(HeadType):
+    """norm(x) + sum_k norm(h_k) * skip_lambda_k: the last layer's weight is 1 and not learned (seed 000)."""
+
+    name: str = "add_fixed_x"
+
+
+@dataclass
+class AddRelu(HeadType):
+    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (seed 000)."""
+
+    name: str = "add_relu"
+
+
+@dataclass
+class AddTanh(HeadType):
+    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (seed 000)."""
+
+    name: str = "add_tanh"
+
+
+@dataclass
+class AddReluLinear(HeadType):
+    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k, each W_k dim x dim (seed 000)."""
+
+    name: str = "add_relu_linear"
+
+
+@dataclass
 class Concat(HeadType):
     """[norm(x), norm(h_1), ..., norm(h_N)] into a head of (N + 1) * dim inputs (seed 000)."""
 
     name: str = "concat"
+
+
+@dataclass
+class ConcatMLP(HeadType):
+    """The last block's MLP sees [x, h_1, ..., h_N], where x has passed the last attention (seed 000)."""
+
+    name: str = "concat_mlp"
+    widen_head: bool = False
+    """The stream stays (N + 1) * dim wide after the MLP, and so is the head; else the MLP leads back to dim."""
+    norm_each: bool = False
+    """Norm x and every source by itself; else all that lies side by side at once, where the longest outweighs."""
+    hidden: int = 0
+    """Hidden channels of the MLP; 0: as many as a block's MLP has parameters for, to the nearest multiple of 8."""
+
+
+@dataclass
+class ConcatMLPNarrow(HeadType):
+    """The last block's MLP sees [x, P_1 h_1, ..., P_N h_N], each source projected to `width` channels (seed 000)."""
+
+    name: str = "concat_mlp_narrow"
+    width: int = MISSING
+    """Channels of each projected source."""
+    widen_head: bool = False
+    """The stream stays dim + N * width wide after the MLP, and so is the head; else the MLP leads back to dim."""
+    norm_each: bool = False
+    """Norm x and every projected source by itself; else all at once."""
+    hidden: int = 0
+    """Hidden channels of the MLP; 0: so many that it and the projections have the parameters of a block's MLP, to the
+    nearest multiple of 8."""
+
+
+@dataclass
+class Backout(HeadType):
+    """norm(x - sum_k h_k * backout_k), nothing normed before (the small track's record 40)."""
+
+    name: str = "backout"
 
 
 @dataclass
@@ -121,17 +200,27 @@ class LambdaInit:
     """Weight of the last layer's output in the add heads."""
     skip_lambda: Any = 0.0
     """Weight of the skipped outputs: one number, or a list with one per source in the order of `skip_layers`."""
-    block_x: float = 1.0
-    """Weight of the residual stream in every block's weighted sum (`embeddings.mix`)."""
-    block_x00: float = 0.0
+    backout: Any = 0.0
+    """Weight of the outputs that `head_type=backout` subtracts: one number, or a list like `skip_lambda`'s."""
+    block_x: Any = 1.0
+    """Weight of the residual stream in every block's weighted sum (`embeddings.mix`). This and all below: one number,
+    or a list with one per place, ascending by layer; here one per layer."""
+    block_x00: Any = 0.0
     """Weight of the token embedding x00 in that sum."""
-    block_extra: float = 0.0
+    block_extra: Any = 0.0
     """Weight of each further token embedding (x01, x02, ...) in that sum."""
-    unet: float = 0.0
-    """Weight of every U-net skip (`residual.unet`)."""
-    value: float = 1.0
-    """Weight of a layer's own values (`model.value_lambda`)."""
-    value_embedding: float = 0.0
+    unet: Any = 0.0
+    """Weight of the U-net skips (`residual.unet`), before the logistic function where there is one; a list goes by
+    target, then source."""
+    rolling_x: Any = 1.0
+    """Weight of the stream where the output two layers before is added (`residual.rolling`)."""
+    rolling: Any = 0.0
+    """Weight of that output."""
+    tail: Any = 1.0
+    """Weight of the output of each of k parallel layers (`residual.parallel_tail`), in units of 1 / k."""
+    value: Any = 1.0
+    """Weight of a layer's own values (`model.value_lambda`), in layers with attention."""
+    value_embedding: Any = 0.0
     """Weight of the value embedding in layers that have one (`embeddings.value_layers`)."""
 
 
@@ -212,7 +301,16 @@ class Residual:
 
     unet: Any = field(default_factory=list)
     """Pairs [source, target]: the output of `source` is added to the stream before block `target`, times a learned
-    weight; `scaled`: 6->9, 4->10, 2->11 of 16 layers."""
+    weight; or a word that scales with depth: `scaled` (6->9, 4->10, 2->11 of 16 layers), `shifted` (the same sources,
+    their targets as many layers later as there are skips: 6->12, 4->13, 2->14), `short` (5->6, 4->7, 3->8, 2->9, 1->10
+    of 12), `single` (4->7 of 12)."""
+    unet_weight: str = "raw"
+    """What a U-net skip is multiplied by: `raw`: the learned number; `sigmoid`: its logistic function (small track)."""
+    rolling: bool = False
+    """Every block from layer 3 on starts from x * r_x + (output two layers before) * r_skip (seed 000)."""
+    parallel_tail: int = 0
+    """The last so many layers side by side: all start from the output of the layer before them, and their outputs are
+    summed with learned weights (asked in seed 000). 0: one after the other."""
 
 
 @dataclass

@@ -30,9 +30,24 @@ ARMS = [
     ("add_renorm", (0, 1)),
     ("add_renorm", ("input",)),
     ("concat", (2,)),
-    ("concat", (0, 1, "input", "last")),
+    ("concat", (0, 1, "input", "extra", "last")),
+    ("add_unnormed", (0, 2, "input", "extra")),
+    ("add_detached", (0, 2, "input")),
+    ("add_fixed_x", (0, "extra")),
+    ("add_relu", (0, 2, "input")),
+    ("add_tanh", (1, "input", "extra")),
+    ("add_relu_linear", (0, 2, "extra")),
+    ("concat_mlp", (0, 2, "input", "extra", "last")),
+    ("concat_mlp_narrow", (0, 2, "input", "extra", "last")),
+    ("backout", (0, 2, "input")),
 ]
 """Heads with sources, on a trunk of 4 layers."""
+
+HEAD_FIELDS = {"concat_mlp_narrow": {"width": 6}}
+"""What a head cannot do without."""
+
+OWNERS = ("concat_mlp", "concat_mlp_narrow")
+"""Heads that own the last MLP."""
 
 PLAIN = {"layers": 4, "dim": 16, "heads": 2, "mlp_ratio": 2.0, "softcap": 15.0}
 """Blocks one after the other, and nothing between them."""
@@ -58,6 +73,9 @@ RESIDUAL = Residual(unet=[[0, 2], [0, 3], [1, 3]])
 LAMBDAS = {"block_x": 0.9, "block_x00": 0.2, "block_extra": 0.1, "unet": 0.5, "value": 0.7, "value_embedding": 0.4}
 """Where scalars start, so that every mechanism has a part in what comes out."""
 
+AWAY = {"x_lambda": 0.8, "skip_lambda": -0.3, "backout": 0.4}
+"""Where readouts' scalars start, so that all sources have a part in what comes out."""
+
 EOT = 256
 """End-of-text of the `bytes` tokenizer."""
 DOCUMENTS = {"tokenizer": "bytes", "vocab_size": 257}
@@ -67,8 +85,8 @@ DOCUMENTS = {"tokenizer": "bytes", "vocab_size": 257}
 def recipe(head: str = "last", sources: Any = (), seed: int = 0, plain: bool = False, **changes: Any) -> Recipe:
     """A canonical recipe of the full trunk, or of a plain one.
 
-    `changes` go to the trunk, the data, the schedule or the initial lambdas, whichever has the field, or replace
-    `embeddings` or `residual` as a whole.
+    `changes` go to the trunk, the data, the schedule, the initial lambdas or the head, whichever has the field, or
+    replace `embeddings` or `residual` as a whole.
     """
     groups = {"embeddings": Embeddings() if plain else EMBEDDINGS, "residual": Residual() if plain else RESIDUAL}
     data = {"seq_len": 10, "vocab_size": 32, "tokenizer": "none"}
@@ -76,12 +94,14 @@ def recipe(head: str = "last", sources: Any = (), seed: int = 0, plain: bool = F
     trunk = dict(PLAIN if plain else TRUNK)
     schedule = {"steps": 1, "window_horizon": 0}
     lambdas = {f.name for f in fields(LambdaInit)}
+    cls = choices(HeadType)[head]
+    of_head = {f.name: f.default for f in fields(cls)} | HEAD_FIELDS.get(head, {})
     for key, value in changes.items():
-        owners = [group for group in (groups, data, schedule) if key in group]
+        owners = [group for group in (groups, data, schedule, of_head) if key in group]
         (owners[0] if owners else init if key in lambdas else trunk)[key] = value
     return Recipe(
         skip_layers=SkipLayers(list(sources)),
-        head_type=choices(HeadType)[head](),
+        head_type=cls(**of_head),
         lambda_init=LambdaInit(**init),
         gate_targets=NoGates(),
         model=Model(**trunk),

@@ -102,6 +102,14 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "head_type=last skip_layers=0",
         "head_type=last takes no sources, but skip_layers=[0]",
     ),
+    "a source that a head cannot take": (
+        "head_type=add_detached skip_layers=[0,extra]",
+        "skip_layers: `extra` is a source for head_type=add, add_renorm",
+    ),
+    "a key of another head": (
+        "head_type=concat_mlp head_type.width=4",
+        "has no key width (that belongs to head_type=concat_mlp_narrow)",
+    ),
     "batch": ("data.batch_tokens=100", "data.batch_tokens=100 is no multiple of data.seq_len=16"),
     "no epochs": ("data.epochs=0", "data.epochs=0; valid: a whole number from 1 on"),
     "too few tokens": ("schedule.steps=1000", "needs 128000 tokens, data=synthetic has"),

@@ -36,6 +36,9 @@ moves a trace by 1e-4 and more."""
 
 ADAMW = c.AdamW(lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=1.0)
 
+SKIPPING = replace(LAMBDAS, skip_lambda=0.3)
+MANY = c.SkipLayers([0, 1, "input", "extra", "last"])
+
 MECHANISMS: dict[str, dict[str, Any]] = {
     "none": {"skip_layers": c.SkipLayers([])},
     "add": {"skip_layers": c.SkipLayers([0, 1])},
@@ -43,6 +46,18 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "add from 0.5": {"lambda_init": replace(LAMBDAS, x_lambda=0.5, skip_lambda=0.5)},
     "add_renorm": {"head_type": c.AddRenorm()},
     "concat": {"head_type": c.Concat(), "skip_layers": c.SkipLayers([0, "input", "last"])},
+    "add extra": {"skip_layers": c.SkipLayers([1, "extra"])},
+    "add_unnormed": {"head_type": c.AddUnnormed(), "lambda_init": SKIPPING},
+    "add_detached": {"head_type": c.AddDetached(), "lambda_init": SKIPPING},
+    "add_fixed_x": {"head_type": c.AddFixedX(), "lambda_init": SKIPPING},
+    "add_relu": {"head_type": c.AddRelu(), "lambda_init": SKIPPING},
+    "add_tanh": {"head_type": c.AddTanh(), "lambda_init": SKIPPING},
+    "add_relu_linear": {"head_type": c.AddReluLinear(), "lambda_init": SKIPPING},
+    "concat extra": {"head_type": c.Concat(), "skip_layers": c.SkipLayers([0, "extra"])},
+    "concat_mlp": {"head_type": c.ConcatMLP()},
+    "concat_mlp, head widened": {"head_type": c.ConcatMLP(widen_head=True, hidden=24), "skip_layers": MANY},
+    "concat_mlp_narrow": {"head_type": c.ConcatMLPNarrow(width=4, norm_each=True), "skip_layers": MANY},
+    "backout": {"head_type": c.Backout(), "lambda_init": replace(LAMBDAS, backout=0.5)},
     "cosine": {"schedule": c.Cosine(steps=STEPS, final=0.1, warmup_steps=3)},
     "constant": {"schedule": c.Constant(steps=STEPS)},
     "uncapped": {"model": replace(MODEL, softcap=0.0)},
@@ -53,6 +68,17 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     },
     "no sum before blocks": {"embeddings": c.Embeddings(value_layers=[[0, 2]])},
     "no U-net": {"residual": c.Residual()},
+    "U-net through a sigmoid": {
+        "residual": c.Residual(unet=[[0, 2]], unet_weight="sigmoid"),
+        "lambda_init": replace(LAMBDAS, unet=-1.5),
+    },
+    "rolling": {"model": replace(MODEL, layers=5), "residual": c.Residual(unet=[[0, 2]], rolling=True)},
+    "parallel tail": {"residual": c.Residual(unet=[[0, 2]], parallel_tail=2)},
+    "x00 alone": {"embeddings": c.Embeddings(mix=True, value_layers=[[0, 2]])},
+    "x00 to x04": {"embeddings": c.Embeddings(mix=True, extra=4, value_layers=[[0, 2]])},
+    "start values by layer": {
+        "lambda_init": replace(LAMBDAS, block_x=[1.1, 1.0, 0.9], block_x00=[0.0, 0.1, 0.2], value=[0.5, 0.6])
+    },
     "no value embeddings": {"embeddings": c.Embeddings(mix=True, extra=1)},
     "attention everywhere": {"model": replace(MODEL, no_attention=[])},
     "whole windows": {"model": replace(MODEL, window=0)},

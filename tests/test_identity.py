@@ -191,7 +191,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"skip_layers": c.SkipLayers([3]), "head_type": c.Last()},
         r"head_type=last takes no sources, but skip_layers=\[3\]",
     ),
-    "last source without concat": ({"skip_layers": c.SkipLayers(["last"])}, r"for head_type=concat only, not for add"),
+    "last source without concat": (
+        {"skip_layers": c.SkipLayers(["last"])},
+        r"for head_type=concat, concat_mlp, .* only, not for add",
+    ),
     "lambdas that do not fit": (
         {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda=[0.1, 0.2])},
         r"skip_lambda has 2 values for 1 sources",

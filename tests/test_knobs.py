@@ -1,6 +1,6 @@
 """No dead knobs: every field of a recipe changes what is trained. The table must name every leaf, or say why not."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,20 @@ OTHER: dict[str, Any] = {
     "head_type.name": c.AddRenorm(),
     "lambda_init.x_lambda": 0.7,
     "lambda_init.skip_lambda": 0.2,
+    "lambda_init.backout": 0.2,
     "lambda_init.block_x": 0.9,
     "lambda_init.block_x00": 0.1,
     "lambda_init.block_extra": 0.1,
     "lambda_init.unet": 0.5,
+    "lambda_init.rolling_x": 0.5,
+    "lambda_init.rolling": 0.5,
+    "lambda_init.tail": 0.5,
     "lambda_init.value": 0.4,
     "lambda_init.value_embedding": 0.4,
+    "head_type.width": 6,
+    "head_type.widen_head": True,
+    "head_type.norm_each": True,
+    "head_type.hidden": 8,
     "model.layers": 4,
     "model.dim": 24,
     "model.heads": 1,
@@ -48,6 +56,9 @@ OTHER: dict[str, Any] = {
     "embeddings.extra": 0,
     "embeddings.value_layers": [],
     "residual.unet": [],
+    "residual.unet_weight": "sigmoid",
+    "residual.rolling": True,
+    "residual.parallel_tail": 2,
     "data.seq_len": 32,
     "data.val_seq_len": 32,
     "data.batch_tokens": 256,
@@ -83,6 +94,21 @@ OTHER: dict[str, Any] = {
     "schedule.window_horizon": 8,
     "seed": 1,
 }
+
+NARROW = c.ConcatMLPNarrow(width=4)
+HEAD: dict[str, c.HeadType] = {
+    "lambda_init.backout": c.Backout(),
+    **{f"head_type.{f.name}": NARROW for f in fields(NARROW) if f.name != "name"},
+}
+"""Leaf -> the head that has it; all others are tried with `add`."""
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "lambda_init.rolling_x": {"residual.rolling": True, "lambda_init.rolling": 0.3},
+    "lambda_init.rolling": {"residual.rolling": True},
+    "lambda_init.tail": {"residual.parallel_tail": 2, "lambda_init.tail": 1.5},
+    "residual.rolling": {"lambda_init.rolling": 0.3},
+}
+"""Leaf -> what it cannot do without, besides a trunk of four layers."""
 
 NOT_TRIED = {
     "data.epochs": "a permission; its canonical form says how many epochs a run begins, which steps decide",
@@ -127,11 +153,15 @@ def test_every_field_changes_the_numbers(path: str, data_root: Path) -> None:
     config = base(data_root)
     if path == "embeddings.mix":  # further embeddings need the sum
         config.embeddings = replace(config.embeddings, extra=0)
+    config.head_type = HEAD.get(path, config.head_type)
+    for key, value in (NEEDS[path] | {"model.layers": 4} if path in NEEDS else {}).items():
+        config = changed(config, key.split("."), value)
     assert numbers(changed(config, path.split("."), OTHER[path]), data_root) != numbers(config, data_root)
 
 
 def test_the_table_is_complete(data_root: Path) -> None:
-    assert c.leaves(c.recipe_of(base(data_root))).keys() == OTHER.keys() | NOT_TRIED.keys()
+    heads = {f"head_type.{f.name}" for head in c.choices(c.HeadType).values() for f in fields(head)}
+    assert c.leaves(c.recipe_of(base(data_root))).keys() | heads == OTHER.keys() | NOT_TRIED.keys()
 
 
 def test_the_comparison_can_fail(data_root: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_recipes import DOCUMENTS, EOT, randomised, recipe, tokens
+from model_recipes import AWAY, DOCUMENTS, EOT, OWNERS, randomised, recipe, tokens
 from torch import Tensor
 
 from skipsweep.config import Recipe
@@ -123,8 +123,22 @@ def test_many_arms_in_training_and_validation_stay_compiled(graphs):
     assert all_of_them() == all_of_them()
 
 
-def test_what_is_compiled_computes_the_same(graphs):
-    cfg = recipe("add", (0, 2, "input"), x_lambda=0.8, skip_lambda=-0.3, dtype="float64", **DOCUMENTS)
+@pytest.mark.parametrize("head", OWNERS)
+def test_an_owned_mlp_is_one_graph_whatever_the_window(graphs, head):
+    """And so is what is left of the last block after its attention."""
+    cfg = recipe(head, (0, 1), **DOCUMENTS)
+    base = recipe(**DOCUMENTS)
+    train(compiled(base), base)
+    before = len(graphs)
+    model = compiled(cfg)
+    for window in (2, 1, 0):
+        train(model, cfg, window)
+    assert len(graphs) - before == 2
+
+
+@pytest.mark.parametrize("head", ["add", "add_relu_linear", "backout", *OWNERS])
+def test_what_is_compiled_computes_the_same(graphs, head):
+    cfg = recipe(head, (0, 2, "input"), **AWAY, dtype="float64", **DOCUMENTS)
     models = randomised(cfg), compiled(cfg)
     losses = [model(*batch(cfg, 3), window=2) for model in models]
     assert graphs.calling("logsumexp") == 1, "loss and slope are one kernel"

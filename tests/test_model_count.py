@@ -27,6 +27,8 @@ def group_of(name: str) -> str:
         return "scalars"
     if name.startswith("blocks."):
         return f"blocks.{name.split('.')[2]}"
+    if name == "readout.embed.extra":
+        return "embed.readout"
     if name.startswith("context.embed."):
         return "embed.values" if ".ve" in name else "embed.tokens"
     return name.split(".")[0]
@@ -38,7 +40,7 @@ def group_of(name: str) -> str:
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_parameters_by_group_are_the_built_models(head, layers, size):
     cfg = recipe(head, layers, **size)
-    built = Counter({"scalars": 0, "embed.values": 0})
+    built = Counter({"scalars": 0, "embed.values": 0, "embed.readout": 0, "readout": 0})
     for name, parameter in build(cfg, "meta").named_parameters():
         built[group_of(name)] += parameter.numel()
     assert parameters(cfg) == dict(built)
@@ -49,8 +51,10 @@ def test_figures_of_the_medium_track():
     assert parameters(recipe(plain=True, **MEDIUM)) == {
         "embed.tokens": 51_463_168,
         "embed.values": 0,
+        "embed.readout": 0,
         "blocks.attention": 16 * 4_194_304,
         "blocks.mlp": 134_217_728,
+        "readout": 0,
         "head": 51_463_168,
         "scalars": 0,
     }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_recipes import ARMS, DOCUMENTS, EOT, RESIDUAL, randomised, recipe, tokens
+from model_recipes import ARMS, AWAY, DOCUMENTS, EOT, OWNERS, RESIDUAL, randomised, recipe, tokens
 from torch import nn
 from torch.func import functional_call
 
@@ -15,7 +15,7 @@ from skipsweep.config import Embeddings, LambdaInit, Recipe, Residual
 from skipsweep.model.gpt import GPT, build
 from skipsweep.model.init import ROLES, parameter_roles
 from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.readout import NEUTRAL, READOUTS
+from skipsweep.model.readout import NEUTRAL, READOUTS, Neutral
 from skipsweep.model.seams import Context, Gate, Inject
 from skipsweep.model.shape import scalars
 
@@ -25,6 +25,7 @@ SKIPPING = [arm for arm in ARMS if arm[0] != "last"]
 def with_settings(cfg: Recipe, settings: dict) -> Recipe:
     for key, value in settings.items():
         group, name = key.split(".")
+        value = value(cfg.model) if callable(value) else value
         cfg = replace(cfg, **{group: replace(getattr(cfg, group), **{name: value})})
     return cfg
 
@@ -38,11 +39,16 @@ def test_every_mechanism_declares_its_neutral_setting():
 
 @pytest.mark.parametrize(("head", "layers"), SKIPPING)
 @pytest.mark.parametrize("size", [{}, {"dim": 128, "heads": 4, "vocab_size": 257, "seq_len": 64}, {"plain": True}])
-def test_at_its_neutral_setting_a_mechanism_is_the_baseline(head, layers, size):
+@pytest.mark.parametrize("widen", [False, True])
+def test_at_its_neutral_setting_a_mechanism_is_the_baseline(head, layers, size, widen):
+    if widen and head not in OWNERS:
+        pytest.skip("has no such switch")
     neutral = NEUTRAL[head]
     base = randomised(recipe(**size))
-    arm = build(with_settings(recipe(head, layers, **size), neutral.settings))
-    take_over(arm, base, neutral.zero_columns)
+    arm = build(
+        with_settings(recipe(head, layers, **size, **({"widen_head": widen} if widen else {})), neutral.settings)
+    )
+    take_over(arm, base, neutral)
     ids, targets = tokens(recipe(**size))
     same(arm.logits(ids), base.logits(ids), neutral.tolerance)
     same(arm(ids, targets), base(ids, targets), neutral.tolerance)
@@ -55,13 +61,16 @@ def test_concat_leaves_the_last_layers_channels_alone_bit_for_bit(layers):
     assert torch.equal(randomised(recipe("concat", layers)).features(ids)[..., :16], base)
 
 
-def take_over(arm: GPT, base: GPT, zero_columns) -> None:
-    """Copy the baseline's parameters; where the arm's are wider, fill with zeros."""
+def take_over(arm: GPT, base: GPT, neutral: Neutral) -> None:
+    """Copy the baseline's parameters; where the arm's are larger, fill with zeros."""
     own = dict(arm.named_parameters())
+    renamed = {old.format(last=len(base.blocks) - 1): new for old, new in neutral.renamed.items()}
     with torch.no_grad():
         for name, parameter in base.named_parameters():
-            assert own[name].shape == parameter.shape or name in zero_columns
-            own[name].zero_()[..., : parameter.shape[-1]] = parameter
+            name = renamed.get(name, name)
+            assert own[name].shape == parameter.shape or name in neutral.wider, name
+            place = tuple(slice(length) for length in parameter.shape)
+            own[name].zero_()[place] = parameter
 
 
 def same(ours: torch.Tensor, baseline: torch.Tensor, tolerance: float) -> None:
@@ -130,7 +139,7 @@ def test_every_choice_of_the_trunk_changes_the_losses(changes):
 @pytest.mark.parametrize(("head", "layers"), SKIPPING)
 def test_away_from_its_neutral_setting_a_mechanism_is_not_the_baseline(head, layers):
     ids, _ = tokens(recipe())
-    arm = randomised(recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3))
+    arm = randomised(recipe(head, layers, **AWAY))
     assert not torch.allclose(arm.logits(ids), randomised(recipe()).logits(ids), atol=1e-3)
 
 
@@ -141,7 +150,9 @@ def test_away_from_its_neutral_setting_a_mechanism_is_not_the_baseline(head, lay
 def test_arms_of_one_seed_share_their_parameters_bit_for_bit(head, layers):
     base, arm = build(recipe(seed=3)), dict(build(recipe(head, layers, seed=3)).named_parameters())
     for name, parameter in base.named_parameters():
-        if name != "head.weight":
+        of_owned_mlp = head in OWNERS and name.startswith("blocks.3.mlp.")
+        assert (name in arm) != of_owned_mlp
+        if name != "head.weight" and not of_owned_mlp:
             assert torch.equal(arm[name], parameter), name
 
 
@@ -181,14 +192,14 @@ def test_a_missing_vocabulary_is_refused():
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize(("head", "layers"), ARMS)
+@pytest.mark.parametrize(("head", "layers"), [arm for arm in ARMS if arm[0] != "add_detached"])
 def test_gradients_agree_with_differences(head, layers):
     assert_gradients(head, layers, [role for role in ROLES if role != "scalar"], fast_mode=True)
     assert_gradients(head, layers, ["scalar"], fast_mode=False)
 
 
 def assert_gradients(head, layers, roles, fast_mode):
-    cfg = recipe(head, layers, dtype="float64", x_lambda=0.8, skip_lambda=-0.3, dim=8, vocab_size=7, seq_len=4)
+    cfg = recipe(head, layers, dtype="float64", **AWAY, dim=8, vocab_size=7, seq_len=4)
     model = randomised(cfg)
     ids, targets = tokens(cfg)
     names = [name for name, role in parameter_roles(model).items() if role in roles]
@@ -202,7 +213,7 @@ def assert_gradients(head, layers, roles, fast_mode):
 
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_every_parameter_gets_a_gradient(head, layers):
-    cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3)
+    cfg = recipe(head, layers, **AWAY)
     model = randomised(cfg)
     model(*tokens(cfg)).backward()
     for name, parameter in model.named_parameters():
@@ -214,11 +225,7 @@ def test_every_parameter_gets_a_gradient(head, layers):
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_other_precisions_agree_with_float32(head, layers, dtype):
-    settings = {"x_lambda": 0.8, "skip_lambda": -0.3}
-    exact, other = (
-        randomised(recipe(head, layers, **settings)),
-        randomised(recipe(head, layers, dtype=dtype, **settings)),
-    )
+    exact, other = randomised(recipe(head, layers, **AWAY)), randomised(recipe(head, layers, dtype=dtype, **AWAY))
     wide = torch.float64 if dtype == "float64" else torch.float32
     losses = [model(*tokens(recipe()), window=2) for model in (exact, other)]
     for loss in losses:
@@ -231,7 +238,7 @@ def test_other_precisions_agree_with_float32(head, layers, dtype):
         assert parameter.dtype == (wide if is_wide else getattr(torch, dtype)), name
         assert parameter.grad is not None
         assert parameter.grad.dtype == parameter.dtype
-        assert near(parameter.grad, theirs[name].grad, 1e-4 if dtype == "float64" else 0.1), name
+        assert near(parameter.grad, theirs[name].grad, 1e-4 if dtype == "float64" else 0.2), name
 
 
 def near(ours: torch.Tensor, exact: torch.Tensor, tolerance: float) -> bool:
@@ -247,7 +254,7 @@ TABLES = ("x00", "x01", "ve0")
 
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_a_loss_depends_on_every_earlier_token_and_on_no_later_one(head, layers):
-    cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3, seq_len=7)
+    cfg = recipe(head, layers, **AWAY, seq_len=7)
     ids = torch.stack([torch.arange(7), torch.arange(10, 17)])
     for table in TABLES:
         assert torch.equal(seen_by(randomised(cfg), table, ids, 0), torch.ones(2, 7, 7).tril().bool())
@@ -275,7 +282,7 @@ def seen_by(model: GPT, table: str, ids: torch.Tensor, window: int) -> torch.Ten
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 def test_a_loss_depends_on_what_the_layers_windows_reach_and_nothing_else(head, layers, window):
     """Layers 0, 2 and 3 have attention; 0 and 3 the long window, in blocks of 2 tokens."""
-    cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3, seq_len=14)
+    cfg = recipe(head, layers, **AWAY, seq_len=14)
     position = torch.arange(14)
     q, k = position[:, None], position[None, :]
     near = {w: ((k <= q) & (q // 2 - k // 2 < w)).float() for w in (window, max(window // 2, 1))}
@@ -287,7 +294,7 @@ def test_a_loss_depends_on_what_the_layers_windows_reach_and_nothing_else(head, 
 @pytest.mark.parametrize("window", [0, 3])
 def test_no_token_sees_another_document(head, layers, window):
     """Bit for bit, in all that layers read beside the stream too: value embeddings, x00, x01, U-net skips."""
-    cfg = recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3, seq_len=16, **DOCUMENTS)
+    cfg = recipe(head, layers, **AWAY, seq_len=16, **DOCUMENTS)
     model, (ids, targets) = randomised(cfg), tokens(cfg, batch=3)
     ids[:] = ids % EOT
     ids[1, [0, 5, 11]] = ids[2, [3, 4]] = EOT  # the first sequence is one document
@@ -323,18 +330,21 @@ def test_tokens_of_a_synthetic_corpus_open_no_documents():
 
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_a_source_changes_what_the_head_sees_iff_it_is_chosen(head, layers):
-    readout = build(recipe(head, layers, x_lambda=0.8, skip_lambda=-0.3)).readout
+    readout = randomised(recipe(head, layers, **AWAY)).readout
     draws = iter(torch.randn(6, 2, 3, 16, generator=torch.Generator().manual_seed(0)))
     x, outputs = next(draws), {k: next(draws) for k in range(3)}
-    ctx = Context((next(draws), next(draws)), [])
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    ctx = Context((next(draws), next(draws)), [], ids)
     before = readout(x, outputs, ctx)
     assert before.shape == (2, 3, readout.width)
     for k in range(3):
         moved = outputs | {k: -outputs[k]}
         assert torch.equal(readout(x, moved, ctx), before) == (k not in layers)
-    assert torch.equal(readout(x, outputs, Context((-ctx.x00, ctx.embeddings[1]), [])), before) == (
-        "input" not in layers
-    )
+    for source, other in (
+        ("input", Context((-ctx.x00, ctx.embeddings[1]), [], ids)),
+        ("extra", Context(ctx.embeddings, [], ids + 1)),
+    ):
+        assert torch.equal(readout(x, outputs, other), before) == (source not in layers)
     assert not torch.equal(readout(-x, outputs, ctx), before)
 
 
@@ -396,7 +406,7 @@ def test_learned_scalars_carry_their_labels():
 
 
 def test_all_mechanisms_scalars_start_where_lambda_init_says():
-    cfg = recipe("add", (2,), x_lambda=0.8, skip_lambda=-0.3, dtype="float64")
+    cfg = recipe("add", (2,), **AWAY, dtype="float64")
     block = {
         f"lambda/block/{i}/{name}": value for i in range(4) for name, value in (("x", 0.9), ("x00", 0.2), ("x01", 0.1))
     }
@@ -408,13 +418,13 @@ def test_all_mechanisms_scalars_start_where_lambda_init_says():
     assert list(build(cfg).lambdas()) == list(scalars(cfg))
 
 
-SCALARS = scalars(recipe("add", (0, 2, "input"), x_lambda=0.8, skip_lambda=-0.3))
+SCALARS = scalars(recipe("add", (0, 2, "input"), **AWAY))
 
 
 @pytest.mark.parametrize("label", SCALARS)
 def test_every_scalar_has_a_slope_of_its_own(label):
     """Moving the entry with this label moves the loss as its gradient says."""
-    model = randomised(recipe("add", (0, 2, "input"), x_lambda=0.8, skip_lambda=-0.3, dtype="float64"))
+    model = randomised(recipe("add", (0, 2, "input"), **AWAY, dtype="float64"))
     (vector,) = (v for v in model.modules() if isinstance(v, Lambdas) and label in v.start)
     place = list(vector.start).index(label)
     batch = tokens(recipe())

@@ -18,11 +18,12 @@ TINY = c.Model(layers=8, dim=16, heads=2, mlp_ratio=2.0)
 
 
 def test_the_table_of_the_module_is_what_its_functions_say():
-    rows = re.findall(r"^\| (\d+) +\| (.*?) +\| (\d+) +\| (.*?) +\| (.*?) +\|$", wiring.__doc__ or "", re.MULTILINE)
+    first, second = (wiring.__doc__ or "").split("Other words")
+    rows = re.findall(r"^\| (\d+) +\| (.*?) +\| (\d+) +\| (.*?) +\| (.*?) +\|$", first, re.MULTILINE)
     assert [int(row[0]) for row in rows] == [16, 12, 8]
     for depth, unet, no_attention, long_window, values in rows:
         layers = int(depth)
-        assert [[int(end) for end in pair.split("->")] for pair in unet.split(", ")] == wiring.unet("scaled", layers)
+        assert skips(unet) == wiring.unet("scaled", layers)
         assert [int(no_attention)] == wiring.no_attention("scaled", layers)
         assert [int(layer) for layer in long_window.split(", ")] == wiring.long_window("scaled", layers)
         shown = {int(k): v for k, v in re.findall(r"(\d+): (\d+, \d+)", values)}
@@ -30,6 +31,17 @@ def test_the_table_of_the_module_is_what_its_functions_say():
         assert {k: ", ".join(map(str, found[k])) for k in shown} == shown
         assert max(shown) == len(found) - 1
         assert "..." in values or len(shown) == len(found)
+    words = re.search(r"^\| layers \| (.*) \|$", second, re.MULTILINE)
+    assert words is not None
+    names = [word.strip() for word in words[1].split("|")]
+    assert {"scaled", *names} == set(wiring.UNETS)
+    for layers, *cells in re.findall(r"^\| (\d+) +\| (.*?) +\| (.*?) +\| (.*?) +\|$", second, re.MULTILINE):
+        for word, cell in zip(names, cells, strict=True):
+            assert skips(cell) == wiring.unet(word, int(layers)), (word, layers)
+
+
+def skips(text: str) -> list[list[int]]:
+    return [[int(end) for end in pair.split("->")] for pair in text.split(", ")]
 
 
 def test_the_medium_tracks_wiring():
@@ -57,6 +69,34 @@ def test_scaled_wiring_is_valid_at_every_depth(layers):
     assert wiring.no_attention(bare, layers) == bare
     assert wiring.long_window(long, layers) == long
     assert wiring.value_layers(tables, layers) == wiring.value_layers(len(tables), layers) == tables
+
+
+def test_the_small_tracks_wiring():
+    """Reference records 44 and 45 (seed 002), 12 layers."""
+    assert wiring.unet("short", 12) == [[5, 6], [4, 7], [3, 8], [2, 9], [1, 10]]
+    assert wiring.unet("single", 12) == [[4, 7]]
+
+
+@pytest.mark.parametrize("layers", DEPTHS)
+@pytest.mark.parametrize("word", wiring.UNETS)
+def test_every_word_is_valid_at_every_depth(word, layers):
+    if word == "shifted" and layers in (3, 4):
+        with pytest.raises(UserError, match="no room"):
+            wiring.unet(word, layers)
+        return
+    pairs = wiring.unet(word, layers)
+    assert wiring.unet(pairs, layers) == pairs, "written out it is the same choice"
+    assert len({source for source, _ in pairs}) == len({target for _, target in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("layers", range(5, 49))
+def test_shifted_skips_have_the_sources_of_the_usual_ones_and_other_targets(layers):
+    usual, shifted = dict(wiring.unet("scaled", layers)), dict(wiring.unet("shifted", layers))
+    assert shifted.keys() == usual.keys()
+    assert len({shifted[source] - usual[source] for source in usual}) <= 1
+    assert all(shifted[source] > usual[source] for source in usual)
+    if layers in (12, 16):
+        assert not set(shifted.values()) & set(usual.values())
 
 
 @pytest.mark.parametrize("layers", DEPTHS)
@@ -89,7 +129,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (wiring.unet, [[1, 3], [1, 3]], r"residual\.unet.*twice"),
     (wiring.unet, [3, 5], r"residual\.unet=\[3, 5\]; valid: `scaled`"),
     (wiring.unet, [["a", "b"]], r"residual\.unet=.*valid: `scaled`"),
-    (wiring.unet, "dense", r"residual\.unet=dense; valid: `scaled`"),
+    (wiring.unet, "dense", r"residual\.unet=dense; valid: `scaled`, `shifted`, `short`, `single`, or lists"),
     (wiring.unet, 3, r"residual\.unet=3; valid: `scaled`"),
     (wiring.no_attention, [8], r"model\.no_attention: layer 8.*valid: 0 to 7"),
     (wiring.no_attention, [-1], r"model\.no_attention: layer -1"),
@@ -112,6 +152,24 @@ REFUSED: list[tuple[Any, Any, str]] = [
 def test_impossible_wiring_is_refused_in_one_line(f, value, says):
     with pytest.raises(UserError, match=says) as raised:
         f(value, 8)
+    assert "\n" not in str(raised.value)
+
+
+IMPOSSIBLE = [
+    (c.Residual(unet_weight="tanh"), 8, r"residual\.unet_weight=tanh is unknown; valid: raw, sigmoid"),
+    (c.Residual(rolling=True), 3, r"residual\.rolling=true starts at layer 3.*valid: 4 or more"),
+    (c.Residual(parallel_tail=1), 8, r"residual\.parallel_tail=1; valid: 0, or 2 to 7 of 8 layers"),
+    (c.Residual(parallel_tail=8), 8, r"residual\.parallel_tail=8; valid"),
+    (c.Residual(parallel_tail=-1), 8, r"residual\.parallel_tail=-1; valid"),
+    (c.Residual(parallel_tail=2, rolling=True), 8, r"residual\.rolling=true.*parallel_tail=2"),
+    (c.Residual([[6, 7]], parallel_tail=2), 8, r"residual\.unet: 6->7 .*valid sources: below 6"),
+]
+
+
+@pytest.mark.parametrize(("residual", "layers", "says"), IMPOSSIBLE)
+def test_impossible_skips_are_refused_when_planning(residual, layers, says):
+    with pytest.raises(UserError, match=says) as raised:
+        canonical(residual=residual, model=replace(TINY, layers=layers))
     assert "\n" not in str(raised.value)
 
 
@@ -154,6 +212,8 @@ WINDOWED = replace(TINY, window=64, window_block=16)
     ("one", "other"),
     [
         ({"residual": c.Residual("scaled")}, {"residual": c.Residual([[1, 6], [3, 5]])}),
+        ({"residual": c.Residual("single")}, {"residual": c.Residual([[2, 4]])}),
+        ({"residual": c.Residual([], unet_weight="sigmoid")}, {"residual": c.Residual("none")}),
         ({"embeddings": c.Embeddings(value_layers="scaled")}, {"embeddings": c.Embeddings(value_layers=2)}),
         ({"embeddings": c.Embeddings(value_layers=2)}, {"embeddings": c.Embeddings(value_layers=[[6, 0], [1, 7]])}),
         ({"model": replace(TINY, no_attention="scaled")}, {"model": replace(TINY, no_attention=[3])}),
@@ -172,10 +232,14 @@ def test_where_there_are_windows_the_layers_that_have_the_long_one_matter():
 USED_BY: dict[str, dict[str, Any]] = {
     "x_lambda": {"skip_layers": c.SkipLayers([3])},
     "skip_lambda": {"skip_layers": c.SkipLayers([3])},
+    "backout": {"skip_layers": c.SkipLayers([3]), "head_type": c.Backout()},
     "block_x": {"embeddings": c.Embeddings(mix=True)},
     "block_x00": {"embeddings": c.Embeddings(mix=True)},
     "block_extra": {"embeddings": MIXED},
     "unet": {"residual": c.Residual("scaled")},
+    "rolling_x": {"residual": c.Residual(rolling=True)},
+    "rolling": {"residual": c.Residual(rolling=True)},
+    "tail": {"residual": c.Residual(parallel_tail=2)},
     "value": {"model": replace(TINY, value_lambda=True)},
     "value_embedding": {"embeddings": c.Embeddings(value_layers=1)},
 }
@@ -193,6 +257,31 @@ def test_a_start_value_is_part_of_a_run_iff_something_starts_there(name):
 def test_the_sum_alone_has_no_weight_for_further_embeddings():
     mixed = {"embeddings": c.Embeddings(mix=True)}
     assert run_id(**mixed, lambda_init=c.LambdaInit(block_extra=0.37)) == run_id(**mixed)
+
+
+PLACES = {"block_x": 8, "block_x00": 8, "block_extra": 8, "unet": 2, "rolling_x": 5, "rolling": 5, "tail": 2,
+          "value": 7, "value_embedding": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_list_has_one_start_value_per_place(name):
+    with_mechanism = USED_BY[name]
+    if name == "value":
+        with_mechanism = {"model": replace(TINY, value_lambda=True, no_attention=[3])}
+    values = [k / 16 for k in range(PLACES[name])]
+    kept = canonical(**with_mechanism, lambda_init=c.LambdaInit(**{name: values})).lambda_init
+    assert getattr(kept, name) == values
+    same = c.LambdaInit(**{name: [1] * PLACES[name]})
+    one = c.LambdaInit(**{name: 1.0})
+    assert run_id(**with_mechanism, lambda_init=same) == run_id(**with_mechanism, lambda_init=one)
+    for wrong, says in (
+        ([*values, 1.0], rf"lambda_init\.{name} has {PLACES[name] + 1} values for {PLACES[name]} places; valid"),
+        (["a", *values[1:]], rf"lambda_init\.{name}: a is no number"),
+        (True, rf"lambda_init\.{name}: True is no number"),
+    ):
+        with pytest.raises(UserError, match=says) as raised:
+            canonical(**with_mechanism, lambda_init=c.LambdaInit(**{name: wrong}))
+        assert "\n" not in str(raised.value)
 
 
 def test_every_start_value_is_used_by_something():

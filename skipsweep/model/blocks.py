@@ -13,7 +13,7 @@ from skipsweep.config import Model
 from skipsweep.model.attention import attend
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Layer
-from skipsweep.model.shape import mlp_hidden
+from skipsweep.model.wiring import mlp_hidden
 
 
 class Block(nn.Module):
@@ -23,17 +23,17 @@ class Block(nn.Module):
     on the stream's length.
     """
 
-    def __init__(self, model: Model, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, layer: int, dtype: torch.dtype, has_mlp: bool = True) -> None:
         super().__init__()
         self.attention = None if layer in model.no_attention else Attention(model, dtype)
-        self.mlp = MLP(model.dim, mlp_hidden(model), dtype)
+        self.mlp = MLP(model.dim, mlp_hidden(model), dtype) if has_mlp else None
         self.norm_input = not model.value_norm
 
     def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
         if self.attention is not None:
             x = x + gated(self.attention(norm(x) if self.norm_input else x, layer), g)
-        return x + gated(self.mlp(norm(x)), g)
+        return x if self.mlp is None else x + gated(self.mlp(norm(x)), g)
 
 
 class Attention(nn.Module):

@@ -39,7 +39,7 @@ class TokenContext(nn.Module):
 
     def forward(self, ids: Tensor, window: int) -> Context:
         """Context of the token ids (B, T); `window`: blocks that the layers with the long window see, 0: all."""
-        ctx = Context(tuple(norm(F.embedding(ids, self.embed[name])) for name in self.names), [])
+        ctx = Context(tuple(norm(F.embedding(ids, self.embed[name])) for name in self.names), [], ids)
         weights = ctx.scalars(self.lambdas)
         values = [F.embedding(ids, self.embed[f"ve{k}"]) for k in range(len(self.embed) - len(self.names))]
         rotary, (long, short) = self._rotary_table(ids), self._masks(ids, window)

@@ -10,7 +10,9 @@ recomputed to save memory.
 from functools import lru_cache
 
 from skipsweep.config import Recipe
-from skipsweep.model.shape import attention_layers, head_inputs, head_rows, mlp_hidden, scalars, token_embeddings
+from skipsweep.model.heads import has_embedding, head_inputs, matrices, readout_kind
+from skipsweep.model.shape import attention_layers, head_rows, scalars, token_embeddings
+from skipsweep.model.wiring import mlp_hidden
 from skipsweep.optim.schedule import short_window_blocks, windows
 
 FORWARD_AND_BACKWARD = 3
@@ -23,8 +25,10 @@ def parameters(recipe: Recipe) -> dict[str, int]:
     return {
         "embed.tokens": len(token_embeddings(recipe)) * table,
         "embed.values": len(recipe.embeddings.value_layers) * table,
+        "embed.readout": has_embedding(recipe) * table,
         "blocks.attention": len(attention_layers(model)) * _attention(recipe),
-        "blocks.mlp": model.layers * _mlp(recipe),
+        "blocks.mlp": _mlps(recipe) * _mlp(recipe),
+        "readout": _readout(recipe),
         "head": head_rows(recipe) * head_inputs(recipe),
         "scalars": len(scalars(recipe)),
     }
@@ -41,7 +45,8 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
         "blocks.attention": per_multiply_add * len(attention_layers(model)) * _attention(recipe),
         # two products of dim multiply-adds with each key
         "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * _keys(recipe)),
-        "blocks.mlp": per_multiply_add * model.layers * _mlp(recipe),
+        "blocks.mlp": per_multiply_add * _mlps(recipe) * _mlp(recipe),
+        "readout": per_multiply_add * _readout(recipe),
         "head": per_multiply_add * head_rows(recipe) * head_inputs(recipe),
     }
 
@@ -59,6 +64,16 @@ def _attention(recipe: Recipe) -> int:
 def _mlp(recipe: Recipe) -> int:
     """Weights of one layer's MLP."""
     return 2 * recipe.model.dim * mlp_hidden(recipe.model)
+
+
+def _mlps(recipe: Recipe) -> int:
+    """Blocks that have an MLP."""
+    return recipe.model.layers - readout_kind(recipe).owns_last_mlp
+
+
+def _readout(recipe: Recipe) -> int:
+    """Weights of the readout's matrices."""
+    return sum(rows * columns for rows, columns in matrices(recipe).values())
 
 
 def _keys(recipe: Recipe) -> float:

@@ -65,7 +65,7 @@ class GPT(nn.Module):
             x = block(x, g, ctx.layers[i])
             if i in self.kept:
                 outputs[i] = x
-        return self.readout(x, outputs, ctx)
+        return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)
 
     def lambdas(self) -> dict[str, float]:
         """Label -> value of every learned scalar of every seam; one transfer to the host."""
@@ -77,8 +77,8 @@ class GPT(nn.Module):
         All layers of a kind share one graph, and so do all arms, which differ in what stands around the blocks.
         """
         _prepare_compiler()
-        for block in self.blocks:
-            block.compile(dynamic=False)
+        for part in [*self.blocks, *self.readout.heavy()]:
+            part.compile(dynamic=False)
         self.head.compile_kernel()
         for module in self.modules():
             if isinstance(sum_ := getattr(module, "sum", None), WeightedSum):
@@ -108,10 +108,15 @@ def _assemble(cfg: Recipe) -> GPT:
         context=TokenContext(cfg, dtype),
         inject=build_inject(cfg, dtype),
         gate=GATES[cfg.gate_targets.name](),
-        blocks=[Block(cfg.model, layer, dtype) for layer in range(cfg.model.layers)],
+        blocks=_blocks(cfg, dtype, readout.owns_last_mlp),
         readout=readout,
         head=Head(readout.width, head_rows(cfg), cfg.model.softcap, dtype),
     )
+
+
+def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[Block]:
+    last = cfg.model.layers - 1
+    return [Block(cfg.model, i, dtype, has_mlp=not (without_last_mlp and i == last)) for i in range(cfg.model.layers)]
 
 
 def _prepare_compiler() -> None:

@@ -41,6 +41,11 @@ def initialise(model: nn.Module, seed: int) -> None:
     | blocks.*.attention.out   | 0                                                              |
     | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
     | blocks.*.mlp.proj        | 0                                                              |
+    | readout.embed.extra      | normal, mean 0, standard deviation 1                           |
+    | readout.linear.*         | uniform in +-b, as above                                       |
+    | readout.narrow.*         | uniform in +-b, as above                                       |
+    | readout.mlp.fc           | uniform in +-b, as above                                       |
+    | readout.mlp.proj         | 0                                                              |
     | head.weight              | 0: the first loss is ln(vocabulary)                            |
     | *.lambdas.weight         | `lambda_init`                                                  |
 
@@ -97,6 +102,11 @@ RULES: tuple[Rule, ...] = (
     Rule("blocks.*.attention.out", "matrix", _zeros),
     Rule("blocks.*.mlp.fc", "matrix", _uniform),
     Rule("blocks.*.mlp.proj", "matrix", _zeros),
+    Rule("readout.embed.*", "embed", _normal),
+    Rule("readout.linear.*", "matrix", _uniform),
+    Rule("readout.narrow.*", "matrix", _uniform),
+    Rule("readout.mlp.fc", "matrix", _uniform),
+    Rule("readout.mlp.proj", "matrix", _zeros),
     Rule("head.weight", "head", _zeros),
     Rule("*.lambdas.weight", "scalar", _start),
 )

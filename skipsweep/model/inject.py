@@ -8,9 +8,18 @@ from torch import Tensor
 
 from skipsweep.config import Recipe
 from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.readout import EXACT, Neutral
 from skipsweep.model.seams import Context, Inject, Outputs
-from skipsweep.model.shape import block_lambdas, token_embeddings, unet_lambdas
+from skipsweep.model.shape import (
+    block_lambdas,
+    rolling_lambdas,
+    tail_lambdas,
+    token_embeddings,
+    unet_label,
+    unet_lambdas,
+)
 from skipsweep.model.weighted import WeightedSum
+from skipsweep.model.wiring import rolling_layers, tail_layers
 
 
 class Steps(Inject):
@@ -27,9 +36,39 @@ class Steps(Inject):
             x = step(i, x, ctx, outputs)
         return x
 
+    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        for step in self.children():
+            assert isinstance(step, Inject)
+            x = step.leave(x, ctx, outputs)
+        return x
+
+
+class ParallelTail(Inject):
+    """The last k blocks all start from the output of the one before them; sum_i w_i * output of i leaves the trunk.
+
+    Each has its own U-net skips and weighted sum. (Seed 000 asks whether the last layers could stand side by side.)
+    """
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = tail_layers(recipe.residual, recipe.model.layers)
+        self.start = self.layers[0] - 1
+        self.needs = frozenset([self.start, *self.layers])
+        self.lambdas = Lambdas(tail_lambdas(recipe), dtype)
+        self.sum = WeightedSum()
+
+    def forward(self, i: int, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        return outputs[self.start] if i in self.layers else x
+
+    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        return self.sum([outputs[i] for i in self.layers], list(ctx.scalars(self.lambdas).values()))
+
 
 class UNet(Inject):
-    """x + sum_s w_s * output of layer s, over the pairs s -> i (medium track; Ronneberger et al. 2015 for images)."""
+    """x + sum_s w_s * output of layer s, over the pairs s -> i (medium track; Ronneberger et al. 2015 for images).
+
+    w_s is learned, or the logistic function of what is learned (small track).
+    """
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
@@ -37,6 +76,8 @@ class UNet(Inject):
         for source, target in recipe.residual.unet:
             self.sources.setdefault(target, []).append(source)
         self.needs = frozenset(source for source, _ in recipe.residual.unet)
+        self.labels = {(source, target): unet_label(recipe, source, target) for source, target in recipe.residual.unet}
+        self.squashed = recipe.residual.unet_weight == "sigmoid"
         self.lambdas = Lambdas(unet_lambdas(recipe), dtype)
         self.sum = WeightedSum()
 
@@ -46,8 +87,27 @@ class UNet(Inject):
             return x
         weights = ctx.scalars(self.lambdas)
         one = torch.ones((), dtype=self.lambdas.weight.dtype, device=x.device)
-        skips = [weights[f"lambda/unet/{source}-{i}"] for source in sources]
+        skips = [weights[self.labels[source, i]] for source in sources]
+        if self.squashed:
+            skips = [skip.sigmoid() for skip in skips]
         return self.sum([x, *(outputs[source] for source in sources)], [one, *skips])
+
+
+class Rolling(Inject):
+    """r_x * x + r_skip * output of layer i - 2, from layer 3 on (seed 000, "rolling skip")."""
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = rolling_layers(recipe.residual, recipe.model.layers)
+        self.needs = frozenset(layer - 2 for layer in self.layers)
+        self.lambdas = Lambdas(rolling_lambdas(recipe), dtype)
+        self.sum = WeightedSum()
+
+    def forward(self, i: int, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        if i not in self.layers:
+            return x
+        weights = ctx.scalars(self.lambdas)
+        return self.sum([x, outputs[i - 2]], [weights[f"lambda/rolling/{i}/{name}"] for name in ("x", "skip")])
 
 
 class Mix(Inject):
@@ -67,8 +127,24 @@ class Mix(Inject):
 def build_inject(recipe: Recipe, dtype: torch.dtype) -> Steps:
     """The mechanisms in force in a canonical recipe, in the medium track's order: U-net skips, then the sum."""
     steps: dict[str, Inject] = {}
+    if recipe.residual.parallel_tail:
+        steps["tail"] = ParallelTail(recipe, dtype)
     if recipe.residual.unet:
         steps["unet"] = UNet(recipe, dtype)
+    if recipe.residual.rolling:
+        steps["rolling"] = Rolling(recipe, dtype)
     if recipe.embeddings.mix:
         steps["mix"] = Mix(recipe, dtype)
     return Steps(**steps)
+
+
+NEUTRAL: dict[str, Neutral | None] = {
+    "unet": Neutral({"lambda_init.unet": 0.0}, 0.0, EXACT),
+    "unet, sigmoid": None,  # a logistic function is above 0 everywhere
+    "rolling": Neutral({"lambda_init.rolling_x": 1.0, "lambda_init.rolling": 0.0}, 0.0, EXACT),
+    "parallel_tail": None,  # of two layers side by side none sees the other
+    "mix": Neutral(
+        {"lambda_init.block_x": 1.0, "lambda_init.block_x00": 0.0, "lambda_init.block_extra": 0.0}, 0.0, EXACT
+    ),
+}
+"""Mechanism -> its neutral setting; None: there is none."""

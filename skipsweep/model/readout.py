@@ -1,20 +1,35 @@
 """What the head sees: the last layer's output, alone or with earlier ones.
 
-Legend: B batch, T time, D dim, N sources.
+Legend: B batch, T time, V vocabulary, D dim, N sources, F features: the head's inputs.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from skipsweep.config import Recipe
+from skipsweep.config import ConcatMLP, ConcatMLPNarrow, Recipe
+from skipsweep.model.blocks import relu_squared
+from skipsweep.model.heads import (
+    EXTRA,
+    INPUT,
+    LAST,
+    has_embedding,
+    head_inputs,
+    matrices,
+    readout_kind,
+    readout_lambdas,
+    readout_name,
+    slices,
+    sources,
+)
 from skipsweep.model.lambdas import Lambdas
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Context, Outputs, Readout
-from skipsweep.model.shape import INPUT, LAST, head_inputs, readout_lambdas, readout_name, sources
 from skipsweep.model.weighted import WeightedSum
+from skipsweep.model.wiring import mlp_hidden
 
 
 class Last(Readout):
@@ -29,19 +44,35 @@ class Last(Readout):
 
 
 class _Skip(Readout):
-    """A readout of the last layer and N sources, each normed by itself."""
+    """A readout of the last layer and N sources: layers, x00, a token embedding `extra` (V, D) of its own, or x."""
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.sources = sources(recipe)
         self.needs = frozenset(source for source in self.sources if isinstance(source, int))
         self.width = head_inputs(recipe)
+        self.owns_last_mlp = readout_kind(recipe).owns_last_mlp
+        table = (recipe.data.vocab_size, recipe.model.dim)
+        tables = {EXTRA: nn.Parameter(torch.empty(table, dtype=dtype))} if has_embedding(recipe) else {}
+        self.embed = nn.ParameterDict(tables)
+
+    def plain(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        """[h_1, ..., h_N], each (B, T, D): layers and x as they are, embeddings normed."""
+        return [outputs[s] if isinstance(s, int) else self._named(s, x, ctx) for s in self.sources]
 
     def normed(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
-        """[norm(x), norm(h_1), ..., norm(h_N)], each (B, T, D). x00 is normed already."""
+        """[norm(x), norm(h_1), ..., norm(h_N)], each (B, T, D). Embeddings are normed already."""
         last = norm(x)
-        named = {INPUT: ctx.x00, LAST: last}
-        return [last, *(norm(outputs[s]) if isinstance(s, int) else named[s] for s in self.sources)]
+        return [last, *(norm(outputs[s]) if isinstance(s, int) else self._named(s, last, ctx) for s in self.sources)]
+
+    def _named(self, source: str, last: Tensor, ctx: Context) -> Tensor:
+        if source == EXTRA:
+            assert ctx.ids is not None
+            return norm(F.embedding(ctx.ids, self.embed[EXTRA]))
+        return {INPUT: ctx.x00, LAST: last}[source]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sums
 
 
 class Add(_Skip):
@@ -53,7 +84,16 @@ class Add(_Skip):
         self.sum = WeightedSum()
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
-        return self.sum(self.normed(x, outputs, ctx), list(ctx.scalars(self.lambdas).values()))
+        return self.sum(self.terms(x, outputs, ctx), list(ctx.scalars(self.lambdas).values()))
+
+    def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        """What is summed, in the order of the learned scalars."""
+        last, *skips = self.normed(x, outputs, ctx)
+        return [last, *(self.term(source, h) for source, h in zip(self.sources, skips, strict=True))]
+
+    def term(self, source: int | str, h: Tensor) -> Tensor:
+        """What a normed source (B, T, D) becomes before its scalar."""
+        return h
 
 
 class AddRenorm(Add):
@@ -63,6 +103,68 @@ class AddRenorm(Add):
         return norm(super().forward(x, outputs, ctx))
 
 
+class AddUnnormed(Add):
+    """norm(x) * x_lambda + sum_k h_k * skip_lambda_k (seed 000): a long h_k, as of late layers, counts for more."""
+
+    def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        return [norm(x), *self.plain(x, outputs, ctx)]
+
+
+class AddDetached(Add):
+    """`Add`, but layers learn through x alone (seed 000, "detached")."""
+
+    def term(self, source: int | str, h: Tensor) -> Tensor:
+        return h.detach()
+
+
+class AddFixedX(Add):
+    """norm(x) + sum_k norm(h_k) * skip_lambda_k (seed 000, "x_lambda fixed at 1")."""
+
+    def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
+        one = torch.ones((), dtype=self.lambdas.weight.dtype, device=x.device)
+        return self.sum(self.terms(x, outputs, ctx), [one, *ctx.scalars(self.lambdas).values()])
+
+
+class AddRelu(Add):
+    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (seed 000)."""
+
+    def term(self, source: int | str, h: Tensor) -> Tensor:
+        return F.relu(h)
+
+
+class AddTanh(Add):
+    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (seed 000)."""
+
+    def term(self, source: int | str, h: Tensor) -> Tensor:
+        return h.tanh()
+
+
+class AddReluLinear(Add):
+    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k (seed 000).
+
+    The sign of a scalar says nothing here: it and W_k can both turn round.
+    """
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+        super().__init__(recipe, dtype)
+        self.linear = _parameters("linear", recipe, dtype)
+
+    def term(self, source: int | str, h: Tensor) -> Tensor:
+        return F.linear(F.relu(h), self.linear[str(source)])
+
+
+class Backout(Add):
+    """norm(x - sum_k h_k * backout_k): the small track's record 40; the stream is as long as it is."""
+
+    def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
+        weights = ctx.scalars(self.lambdas).values()
+        one = torch.ones((), dtype=self.lambdas.weight.dtype, device=x.device)
+        return norm(self.sum([x, *self.plain(x, outputs, ctx)], [one, *(-weight for weight in weights)]))
+
+
+# -------------------------------------------------------------------------------------------------------- side by side
+
+
 class Concat(_Skip):
     """[norm(x), norm(h_1), ..., norm(h_N)] side by side (seed 000): the head has (N + 1) * D inputs."""
 
@@ -70,7 +172,74 @@ class Concat(_Skip):
         return torch.cat(self.normed(x, outputs, ctx), dim=-1)
 
 
-READOUTS = {"last": Last, "add": Add, "add_renorm": AddRenorm, "concat": Concat}
+class ConcatLastMLP(_Skip):
+    """The last MLP sees [x, h_1, ..., h_N], or [x, P_1 h_1, ..., P_N h_N] (seed 000).
+
+    x is the stream after the last attention; sources are as they are, embeddings normed.
+    """
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+        super().__init__(recipe, dtype)
+        self.narrow = _parameters("narrow", recipe, dtype)
+        self.mlp = LastMLP(recipe, dtype)
+
+    def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
+        beside = self.plain(x, outputs, ctx)
+        if self.narrow:
+            beside = [F.linear(h, self.narrow[str(s)]) for s, h in zip(self.sources, beside, strict=True)]
+        return self.mlp(x, beside)
+
+    def heavy(self) -> list[nn.Module]:
+        return [self.mlp]
+
+
+class LastMLP(nn.Module):
+    """norm(z + mlp(norm(z))) of z = [x, h_1, ..., h_N] where the head widens, norm(x + mlp(norm(z))) where not.
+
+    With `norm_each` the norm is taken of x and of every h_k by itself. Else the long ones outweigh: of an embedding
+    (length 1) beside the stream (length 100 in the medium track) as good as nothing is left.
+    """
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+        super().__init__()
+        head, shapes = recipe.head_type, matrices(recipe)
+        assert isinstance(head, ConcatMLP | ConcatMLPNarrow)
+        self.widens, self.norms_each = head.widen_head, head.norm_each
+        self.slices = slices(recipe)
+        self.fc = nn.Parameter(torch.empty(shapes["mlp.fc"], dtype=dtype))
+        self.proj = nn.Parameter(torch.empty(shapes["mlp.proj"], dtype=dtype))
+
+    def forward(self, x: Tensor, beside: list[Tensor]) -> Tensor:
+        """Features (B, T, F) from x (B, T, D) and what lies beside it."""
+        z = torch.cat([x, *beside], -1)
+        y = F.linear(relu_squared(F.linear(self._normed(z), self.fc)), self.proj)
+        return self._normed(z + y) if self.widens else norm(x + y)
+
+    def _normed(self, z: Tensor) -> Tensor:
+        return torch.cat([norm(part) for part in z.split(self.slices, -1)], -1) if self.norms_each else norm(z)
+
+
+def _parameters(group: str, recipe: Recipe, dtype: torch.dtype) -> nn.ParameterDict:
+    """Source -> matrix, for the matrices `GROUP.SOURCE` of the recipe's readout."""
+    shapes = {name.split(".")[1]: shape for name, shape in matrices(recipe).items() if name.startswith(f"{group}.")}
+    return nn.ParameterDict({name: nn.Parameter(torch.empty(shape, dtype=dtype)) for name, shape in shapes.items()})
+
+
+READOUTS = {
+    "last": Last,
+    "add": Add,
+    "add_renorm": AddRenorm,
+    "add_unnormed": AddUnnormed,
+    "add_detached": AddDetached,
+    "add_fixed_x": AddFixedX,
+    "add_relu": AddRelu,
+    "add_tanh": AddTanh,
+    "add_relu_linear": AddReluLinear,
+    "concat": Concat,
+    "concat_mlp": ConcatLastMLP,
+    "concat_mlp_narrow": ConcatLastMLP,
+    "backout": Backout,
+}
 """Choice of `head_type` -> module."""
 
 
@@ -79,29 +248,50 @@ def build_readout(recipe: Recipe, dtype: torch.dtype) -> Readout:
     return READOUTS[readout_name(recipe)](recipe, dtype)
 
 
+# ------------------------------------------------------------------------------------------------------------- neutral
+
+
 @dataclass(frozen=True)
 class Neutral:
     """Where a mechanism is the baseline."""
 
     settings: dict[str, Any]
-    """Dotted keys of a recipe, and the values that switch the mechanism off."""
+    """Dotted keys of a recipe, and the values that switch the mechanism off; or a function of the model to them."""
     tolerance: float
     """Largest difference of the logits to the baseline's in float32, in units of the largest logit; 0: bit for bit."""
     why: str
-    zero_columns: tuple[str, ...] = field(default=())
-    """Parameters wider than the baseline's: equal to it where the added columns are 0."""
+    wider: tuple[str, ...] = field(default=())
+    """Parameters that are larger than the baseline's: equal to it where all that is added is 0."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """The baseline's name of a parameter (`{last}`: number of the last layer) -> its name in this mechanism."""
 
 
-LAMBDAS_OFF = {"lambda_init.x_lambda": 1.0, "lambda_init.skip_lambda": 0.0}
+SKIPS_OFF = {"lambda_init.skip_lambda": 0.0}
+LAMBDAS_OFF = SKIPS_OFF | {"lambda_init.x_lambda": 1.0}
+EXACT = "times 1 and plus 0 are exact"
+REORDERED = "the added products are exact zeros, but a wider matrix product may sum the others in another order"
+
+OWN_MLP = Neutral(
+    settings={"head_type.hidden": mlp_hidden, "head_type.norm_each": True},
+    tolerance=3e-6,
+    why=REORDERED,
+    wider=("head.weight", "readout.mlp.fc", "readout.mlp.proj"),
+    renamed={f"blocks.{{last}}.mlp.{matrix}": f"readout.mlp.{matrix}" for matrix in ("fc", "proj")},
+)
+"""As many hidden channels as a block's MLP has, which see x alone."""
 
 NEUTRAL: dict[str, Neutral] = {
-    "add": Neutral(LAMBDAS_OFF, 0.0, "times 1 and plus 0 are exact"),
+    "add": Neutral(LAMBDAS_OFF, 0.0, EXACT),
     "add_renorm": Neutral(LAMBDAS_OFF, 3e-6, "norming twice differs from once by rounding and by eps / 2 = 6e-8"),
-    "concat": Neutral(
-        settings={},
-        tolerance=3e-6,
-        why="the added products are exact zeros, but a wider matrix product may sum the others in another order",
-        zero_columns=("head.weight",),
-    ),
+    "add_unnormed": Neutral(LAMBDAS_OFF, 0.0, EXACT),
+    "add_detached": Neutral(LAMBDAS_OFF, 0.0, EXACT),
+    "add_fixed_x": Neutral(SKIPS_OFF, 0.0, EXACT),
+    "add_relu": Neutral(LAMBDAS_OFF, 0.0, EXACT),
+    "add_tanh": Neutral(LAMBDAS_OFF, 0.0, EXACT),
+    "add_relu_linear": Neutral(LAMBDAS_OFF, 0.0, EXACT),
+    "concat": Neutral({}, 3e-6, REORDERED, wider=("head.weight",)),
+    "concat_mlp": OWN_MLP,
+    "concat_mlp_narrow": OWN_MLP,
+    "backout": Neutral({"lambda_init.backout": 0.0}, 0.0, EXACT),
 }
 """Choice of `head_type` -> its neutral setting."""

@@ -36,6 +36,8 @@ class Context:
     embeddings: tuple[Tensor, ...]
     """The normed token embeddings x00, x01, ... (B, T, D)."""
     layers: list[Layer]
+    ids: Tensor | None = None
+    """The tokens themselves (B, T), for mechanisms with embeddings of their own."""
     _scalars: dict[Lambdas, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
@@ -60,6 +62,10 @@ class Inject(nn.Module):
         """The stream (B, T, D) that block `i` starts from."""
         raise NotImplementedError
 
+    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        """What the readout takes for the last layer's output: `x` (B, T, D), or something made of the kept ones."""
+        return x
+
 
 class Gate(nn.Module):
     """How much of a block's change reaches the stream."""
@@ -79,7 +85,13 @@ class Readout(nn.Module):
     """Layers whose outputs it reads; the trunk keeps no others alive."""
     width: int
     """Channels of the result: the head's inputs."""
+    owns_last_mlp: bool = False
+    """The trunk builds its last block without an MLP; the readout has one in its place."""
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
         """Features (B, T, width) from the last layer's output `x` (B, T, D) and the kept ones."""
         raise NotImplementedError
+
+    def heavy(self) -> list[nn.Module]:
+        """Modules as costly as a block, to be compiled as blocks are."""
+        return []

@@ -3,48 +3,12 @@
 Recipes are canonical here, as planning leaves them (`sweep/identity.py`).
 """
 
+import math
+from typing import Any
+
 from skipsweep.config import Model, Recipe
-
-INPUT = "input"
-"""The source x00, the normed token embedding."""
-LAST = "last"
-"""The source that is the last layer's output once more."""
-
-ADD_HEADS = ("add", "add_renorm")
-"""Heads that sum what they see, with a learned scalar each."""
-CONCAT_HEADS = ("concat",)
-"""Heads that see their sources side by side; only there may the last layer be a source too."""
-
-Source = int | str
-Start = dict[str, float]
-"""Label of a learned scalar -> where it starts."""
-
-
-# ---------------------------------------------------------------------------------------------------------- the readout
-
-
-def sources(recipe: Recipe) -> tuple[Source, ...]:
-    """What the head sees besides the last layer: layers ascending, then `input`, then `last`.
-
-    Raises ValueError for a recipe that is not canonical, or has a source that its trunk and head do not offer.
-    """
-    given, head = list(recipe.skip_layers.layers), recipe.head_type.name
-    last = [LAST] if head in CONCAT_HEADS else []
-    offered: list[Source] = [] if head == "last" else [*range(recipe.model.layers - 1), INPUT, *last]
-    if given != [source for source in offered if source in given]:
-        raise ValueError(f"skip_layers.layers={given} is not canonical; head_type={head} offers, in order: {offered}")
-    return tuple(given)
-
-
-def readout_name(recipe: Recipe) -> str:
-    """The choice of `head_type` in force: without sources every head is `last`."""
-    return recipe.head_type.name if sources(recipe) else "last"
-
-
-def head_inputs(recipe: Recipe) -> int:
-    """Width of what the head sees, in channels."""
-    beside = len(sources(recipe)) if readout_name(recipe) in CONCAT_HEADS else 0
-    return (1 + beside) * recipe.model.dim
+from skipsweep.model.heads import Start, readout_lambdas
+from skipsweep.model.wiring import rolling_layers, tail_layers
 
 
 def head_rows(recipe: Recipe) -> int:
@@ -54,11 +18,6 @@ def head_rows(recipe: Recipe) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------ the trunk
-
-
-def mlp_hidden(model: Model) -> int:
-    """Hidden width of the MLP, in channels."""
-    return round(model.mlp_ratio * model.dim)
 
 
 def attention_layers(model: Model) -> list[int]:
@@ -79,45 +38,81 @@ def value_table(recipe: Recipe) -> dict[int, int]:
 # ------------------------------------------------------------------------------------------------------ learned scalars
 
 
-def readout_lambdas(recipe: Recipe) -> Start:
-    """Of the readout; ValueError unless there is one start value per source."""
-    if readout_name(recipe) not in ADD_HEADS:
-        return {}
-    given, skip = sources(recipe), recipe.lambda_init.skip_lambda
-    each = skip if isinstance(skip, list | tuple) else [skip] * len(given)
-    skips = {f"lambda/skip/{source}": float(value) for source, value in zip(given, each, strict=True)}
-    return {"lambda/x": float(recipe.lambda_init.x_lambda)} | skips
-
-
 def block_lambdas(recipe: Recipe) -> Start:
     """Of the weighted sum before every block: the stream, x00, x01, ..., layer by layer."""
-    init, embeddings = recipe.lambda_init, token_embeddings(recipe)
-    if not recipe.embeddings.mix:
-        return {}
+    init, layers = recipe.lambda_init, range(recipe.model.layers if recipe.embeddings.mix else 0)
     each = [init.block_x, init.block_x00, *[init.block_extra] * recipe.embeddings.extra]
+    starts = [_each(value, len(layers)) for value in each]
     return {
-        f"lambda/block/{layer}/{name}": value
-        for layer in range(recipe.model.layers)
-        for name, value in zip(["x", *embeddings], each, strict=True)
+        f"lambda/block/{layer}/{name}": start[layer]
+        for layer in layers
+        for name, start in zip(["x", *token_embeddings(recipe)], starts, strict=True)
     }
 
 
 def unet_lambdas(recipe: Recipe) -> Start:
-    """Of the U-net skips."""
-    return {f"lambda/unet/{source}-{target}": recipe.lambda_init.unet for source, target in recipe.residual.unet}
+    """Of the U-net skips, by target, then source."""
+    pairs = recipe.residual.unet
+    labels = [unet_label(recipe, source, target) for source, target in pairs]
+    return dict(zip(labels, _each(recipe.lambda_init.unet, len(pairs)), strict=True))
+
+
+LOGIT, WEIGHT = "lambda/unet_logit/", "lambda/unet/"
+
+
+def unet_label(recipe: Recipe, source: int, target: int) -> str:
+    """What is logged is what is learned: the weight, or the number whose logistic function is the weight."""
+    return f"{LOGIT if recipe.residual.unet_weight == 'sigmoid' else WEIGHT}{source}-{target}"
+
+
+def weights(values: dict[str, float]) -> dict[str, float]:
+    """Learned scalars by label, those that stand for a weight through a logistic function replaced by that weight."""
+    return {
+        label.replace(LOGIT, WEIGHT): 1 / (1 + math.exp(-value)) if label.startswith(LOGIT) else value
+        for label, value in values.items()
+    }
+
+
+def rolling_lambdas(recipe: Recipe) -> Start:
+    """Of the rolling skip: the stream, and the output two layers before, layer by layer."""
+    init, layers = recipe.lambda_init, rolling_layers(recipe.residual, recipe.model.layers)
+    starts = zip(_each(init.rolling_x, len(layers)), _each(init.rolling, len(layers)), strict=True)
+    found = Start()
+    for layer, (x, skip) in zip(layers, starts, strict=True):
+        found |= {f"lambda/rolling/{layer}/x": x, f"lambda/rolling/{layer}/skip": skip}
+    return found
+
+
+def tail_lambdas(recipe: Recipe) -> Start:
+    """Of the outputs of the layers that stand side by side; their sum starts as the mean."""
+    layers = tail_layers(recipe.residual, recipe.model.layers)
+    starts = _each(recipe.lambda_init.tail, len(layers))
+    return {f"lambda/tail/{layer}": start / len(layers) for layer, start in zip(layers, starts, strict=True)}
+
+
+def _each(value: Any, count: int) -> list[float]:
+    """One start value per place; ValueError for a list of another length."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{len(value)} start values for {count} places")
+    return list(value)
 
 
 def value_lambdas(recipe: Recipe) -> Start:
     """Of the attention's values, layer by layer: on its own, and on the value embedding."""
-    init, tables, found = recipe.lambda_init, value_table(recipe), Start()
-    for layer in attention_layers(recipe.model):
-        if recipe.model.value_lambda:
-            found[f"lambda/value/{layer}/v"] = init.value
+    init, layers, tables, found = recipe.lambda_init, attention_layers(recipe.model), value_table(recipe), Start()
+    own = dict(zip(layers, _each(init.value, len(layers)), strict=True)) if recipe.model.value_lambda else {}
+    beside = dict(zip(sorted(tables), _each(init.value_embedding, len(tables)), strict=True))
+    for layer in layers:
+        if layer in own:
+            found[f"lambda/value/{layer}/v"] = own[layer]
         if layer in tables:
-            found[f"lambda/value/{layer}/ve"] = init.value_embedding
+            found[f"lambda/value/{layer}/ve"] = beside[layer]
     return found
 
 
 def scalars(recipe: Recipe) -> Start:
     """All of them."""
-    return value_lambdas(recipe) | unet_lambdas(recipe) | block_lambdas(recipe) | readout_lambdas(recipe)
+    trunk = tail_lambdas(recipe) | unet_lambdas(recipe) | rolling_lambdas(recipe) | block_lambdas(recipe)
+    return value_lambdas(recipe) | trunk | readout_lambdas(recipe)

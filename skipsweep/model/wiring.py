@@ -7,12 +7,21 @@ The words mean the medium track's wiring (reference record 15) at its 16 layers,
 | 16     | 6->9, 4->10, 2->11 | 7            | 0, 4, 11, 15 | 0: 0, 11; 1: 1, 12; ... 4: 4, 15          |
 | 12     | 4->7, 2->8         | 5            | 0, 3, 8, 11  | 0: 0, 9; 1: 1, 10; 2: 2, 11               |
 | 8      | 3->5, 1->6         | 3            | 0, 2, 5, 7   | 0: 0, 6; 1: 1, 7                          |
+
+Other words for the U-net skips: the medium track's with their targets moved, and the small track's before and since its
+record 45 (seed 002):
+
+| layers | shifted             | short                                         | single |
+|--------|---------------------|-----------------------------------------------|--------|
+| 16     | 6->12, 4->13, 2->14 | 7->8, 6->9, 5->10, 4->11, 3->12, 2->13, 1->14 | 5->9   |
+| 12     | 4->9, 2->10         | 5->6, 4->7, 3->8, 2->9, 1->10                 | 4->7   |
+| 8      | 3->6, 1->7          | 3->4, 2->5, 1->6                              | 2->4   |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from skipsweep.config import Embeddings, Model
+from skipsweep.config import Embeddings, Model, Residual
 from skipsweep.errors import UserError
 
 SCALED = "scaled"
@@ -20,7 +29,8 @@ SCALED = "scaled"
 
 def unet(value: Any, layers: int) -> list[list[int]]:
     """Pairs [source, target] of the U-net skips, by target. Raises UserError for pairs that cannot be."""
-    pairs = _scaled_unet(layers) if value == SCALED else _lists("residual.unet", value)
+    word = isinstance(value, str) and value in UNETS
+    pairs = UNETS[value](layers) if word else _lists("residual.unet", value, tuple(UNETS))
     for pair in pairs:
         if len(pair) != 2 or not 0 <= pair[0] < pair[1] < layers:
             raise UserError(
@@ -37,6 +47,63 @@ def _scaled_unet(layers: int) -> list[list[int]]:
     sources = range(6 * layers // 16, 0, -2)
     first = -(-9 * layers // 16)
     return [[source, first + k] for k, source in enumerate(sources)]
+
+
+def _shifted_unet(layers: int) -> list[list[int]]:
+    """The same sources, their targets moved up until none is where one was, or the last is the last layer."""
+    pairs = _scaled_unet(layers)
+    by = min(len(pairs), layers - 1 - max((target for _, target in pairs), default=0))
+    if pairs and by < 1:
+        raise UserError(f"residual.unet=shifted: {layers} layers leave no room after the targets; valid: 5 or more")
+    return [[source, target + by] for source, target in pairs]
+
+
+def _short_unet(layers: int) -> list[list[int]]:
+    """From every layer of the first half but layer 0 to its mirror image."""
+    return [[source, layers - 1 - source] for source in range(1, layers // 2)]
+
+
+def _single_unet(layers: int) -> list[list[int]]:
+    source = layers // 3
+    return [[source, max(7 * layers // 12, source + 1)]]
+
+
+UNETS: dict[str, Callable[[int], list[list[int]]]] = {
+    SCALED: _scaled_unet,
+    "shifted": _shifted_unet,
+    "short": _short_unet,
+    "single": _single_unet,
+}
+"""Word -> pairs at a depth."""
+
+
+def rolling_layers(residual: Residual, layers: int) -> list[int]:
+    """Layers that start with a part of the output two layers before them."""
+    return list(range(3, layers)) if residual.rolling else []
+
+
+def tail_layers(residual: Residual, layers: int) -> list[int]:
+    """Layers that stand side by side."""
+    return list(range(layers - residual.parallel_tail, layers))
+
+
+def check_residual(residual: Residual, layers: int) -> None:
+    """Raise UserError where resolved skips between blocks do not fit each other or the depth."""
+    if residual.unet_weight not in ("raw", "sigmoid"):
+        raise UserError(f"residual.unet_weight={residual.unet_weight} is unknown; valid: raw, sigmoid")
+    if residual.rolling and layers < 4:
+        raise UserError(f"residual.rolling=true starts at layer 3, but there are {layers} layers; valid: 4 or more")
+    k = residual.parallel_tail
+    if k and not 2 <= k < layers:
+        raise UserError(f"residual.parallel_tail={k}; valid: 0, or 2 to {layers - 1} of {layers} layers")
+    if k and residual.rolling:
+        raise UserError(f"residual.rolling=true leads from layer to layer, but residual.parallel_tail={k} has none")
+    for source, target in residual.unet:
+        if k and source >= layers - k:
+            raise UserError(
+                f"residual.unet: {source}->{target} starts among the last {k} layers, which stand side by side "
+                f"(residual.parallel_tail); valid sources: below {layers - k}"
+            )
 
 
 def no_attention(value: Any, layers: int) -> list[int]:
@@ -61,11 +128,16 @@ def value_layers(value: Any, layers: int) -> list[list[int]]:
         if not 0 <= 2 * tables <= layers:
             raise UserError(f"{key}={value}: {layers} layers have room for 0 to {layers // 2} tables")
         return [[k, layers - tables + k] for k in range(tables)]
-    found = [_layers(key, table, layers) for table in _lists(key, value)]
+    found = [_layers(key, table, layers) for table in _lists(key, value, (SCALED,))]
     flat = [layer for table in found for layer in table]
     if len(set(flat)) < len(flat) or not all(found):
         raise UserError(f"{key}={found}: every table needs a layer, and no layer has two tables")
     return found
+
+
+def mlp_hidden(model: Model) -> int:
+    """Hidden width of a block's MLP, in channels."""
+    return round(model.mlp_ratio * model.dim)
 
 
 def check(model: Model, embeddings: Embeddings) -> None:
@@ -79,10 +151,11 @@ def check(model: Model, embeddings: Embeddings) -> None:
         )
 
 
-def _lists(key: str, value: Any) -> list[list[int]]:
+def _lists(key: str, value: Any, words: tuple[str, ...]) -> list[list[int]]:
     value = [] if value in (None, "none") else value
     if not _is_list(value) or not all(_is_list(item) and all(map(_is_int, item)) for item in value):
-        raise UserError(f"{key}={value}; valid: `{SCALED}`, or lists of layers such as [[6,9],[4,10]]")
+        shown = ", ".join(f"`{word}`" for word in words)
+        raise UserError(f"{key}={value}; valid: {shown}, or lists of layers such as [[6,9],[4,10]]")
     return [list(item) for item in value]
 
 

@@ -21,11 +21,11 @@ from skipsweep.config import (
     Constant,
     Data,
     LambdaInit,
-    Last,
     Model,
     Muon,
     Optim,
     Recipe,
+    Residual,
     RunConfig,
     Schedule,
     SkipLayers,
@@ -34,7 +34,7 @@ from skipsweep.config import (
     recipe_of,
 )
 from skipsweep.errors import UserError
-from skipsweep.model import wiring
+from skipsweep.model import heads, shape, wiring
 from skipsweep.sweep import select
 
 RESULTS_VERSION = 2
@@ -50,9 +50,9 @@ def canonical(config: Config, data: Data) -> RunConfig:
     all heads; initial lambdas that no mechanism uses are neutral. Raises UserError for impossible sources.
     """
     asked = select.sources(config.skip_layers.layers, config.selection_method, config.model.layers, config.seed)
-    select.check_head(config.head_type, asked)
+    heads.check(config.head_type, asked, config.model, config.residual)
     ordered = sorted(asked, key=select.canonical_key)
-    head = config.head_type if ordered else Last()
+    head = heads.canonical(config.head_type, ordered, config.model)
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
     run = RunConfig(**given)
@@ -70,7 +70,7 @@ def _wired(config: Config) -> dict[str, Any]:
         "embeddings": replace(
             config.embeddings, value_layers=wiring.value_layers(config.embeddings.value_layers, layers)
         ),
-        "residual": replace(config.residual, unet=wiring.unet(config.residual.unet, layers)),
+        "residual": _residual(config),
         "optim": _optim(config.optim),
         "schedule": _schedule(config),
     }
@@ -98,6 +98,14 @@ def _optim(optim: Optim) -> Optim:
     return replace(optim, **unused)
 
 
+def _residual(config: Config) -> Residual:
+    """Without U-net skips it makes no difference what they would be multiplied by."""
+    layers = config.model.layers
+    residual = replace(config.residual, unet=wiring.unet(config.residual.unet, layers))
+    wiring.check_residual(residual, layers)
+    return residual if residual.unet else replace(residual, unet_weight=Residual.unet_weight)
+
+
 def _schedule(config: Config) -> Schedule:
     """Horizons that change nothing are none."""
     schedule, grows = config.schedule, bool(config.model.window) and config.model.window_growth != "none"
@@ -110,29 +118,46 @@ def _schedule(config: Config) -> Schedule:
 
 def _lambda_init(run: RunConfig, asked: Sequence[select.Source]) -> LambdaInit:
     """Start values, those that no mechanism uses at their neutral value."""
-    init, neutral = run.lambda_init, LambdaInit()
-    used = {
-        "x_lambda": _has_lambdas(run.head_type.name),
-        "block_x": run.embeddings.mix,
-        "block_x00": run.embeddings.mix,
-        "block_extra": run.embeddings.extra > 0,
-        "unet": bool(run.residual.unet),
-        "value": run.model.value_lambda,
-        "value_embedding": bool(run.embeddings.value_layers),
-    }
-    kept = {key: getattr(init if in_use else neutral, key) for key, in_use in used.items()}
-    if _has_lambdas(run.head_type.name):
-        kept["skip_lambda"] = _skip_lambda(init.skip_lambda, asked, run.skip_layers.layers)
+    init, neutral, of_head = run.lambda_init, LambdaInit(), heads.KINDS[run.head_type.name].lambdas
+    kept: dict[str, Any] = {"x_lambda": (init if "x_lambda" in of_head else neutral).x_lambda}
+    for key, count in _places(run).items():
+        kept[key] = _per_place(f"lambda_init.{key}", getattr(init, key), count) if count else getattr(neutral, key)
+    for key in heads.PER_SOURCE:
+        if key in of_head:
+            kept[key] = _per_source(f"lambda_init.{key}", getattr(init, key), asked, run.skip_layers.layers)
     return LambdaInit(**kept)
 
 
-def _has_lambdas(head: str) -> bool:
-    return head.startswith("add")
+def _places(run: RunConfig) -> dict[str, int]:
+    """Field of `lambda_init` -> number of places in the trunk where a scalar starts there."""
+    layers, residual, embeddings = run.model.layers, run.residual, run.embeddings
+    mixed, rolling = layers if embeddings.mix else 0, len(wiring.rolling_layers(residual, layers))
+    return {
+        "block_x": mixed,
+        "block_x00": mixed,
+        "block_extra": mixed if embeddings.extra else 0,
+        "unet": len(residual.unet),
+        "rolling_x": rolling,
+        "rolling": rolling,
+        "tail": residual.parallel_tail,
+        "value": len(shape.attention_layers(run.model)) if run.model.value_lambda else 0,
+        "value_embedding": sum(map(len, embeddings.value_layers)),
+    }
 
 
-def _skip_lambda(value: Any, asked: Sequence[select.Source], ordered: Sequence[select.Source]) -> Any:
+def _per_place(key: str, value: Any, count: int) -> Any:
+    """One number where all are equal, else a list with one per place."""
+    values = list(value) if isinstance(value, list | tuple) else [value] * count
+    if len(values) != count:
+        raise UserError(f"{key} has {len(values)} values for {count} places; valid: one number, or one per place")
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, int | float):
+            raise UserError(f"{key}: {v} is no number")
+    return float(values[0]) if len(set(values)) == 1 else list(map(float, values))
+
+
+def _per_source(key: str, value: Any, asked: Sequence[select.Source], ordered: Sequence[select.Source]) -> Any:
     """One number where all are equal, else a list in canonical order."""
-    key = "lambda_init.skip_lambda"
     values = list(value) if isinstance(value, list | tuple) else [value] * len(asked)
     if len(values) != len(asked):
         raise UserError(

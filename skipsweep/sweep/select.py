@@ -11,20 +11,13 @@ from typing import Any
 from skipsweep.config import (
     BestToWorst,
     EarlyToLate,
-    HeadType,
-    Last,
     LateToEarly,
     Random,
     SelectionMethod,
     WorstToBest,
 )
 from skipsweep.errors import UserError
-
-Source = int | str
-"""A layer (0-based), `input` (the normed token embedding) or `last` (the last layer's output once more)."""
-
-NAMED_SOURCES = ("input", "last")
-"""Sources that are no layer, in canonical order behind the layers."""
+from skipsweep.model.heads import NAMED, Source
 
 TWO_THIRDS = "two_thirds"
 """The layer at two thirds of the depth: 11 of 16 in the medium track's record 15, 8 of 12 in the small track's."""
@@ -108,14 +101,13 @@ def _top(n: int, method: SelectionMethod, layers: int, seed: int) -> list[int]:
 
 
 def _source(item: Any, layers: int) -> Source:
-    if item in NAMED_SOURCES:
+    if item in NAMED:
         return item
     if item == TWO_THIRDS:
         return min(round(2 * layers / 3), layers - 2)
     if isinstance(item, bool) or not isinstance(item, int):
         raise UserError(
-            f"skip_layers: {item} is no source; valid: none, a layer (5), a list ([5,2]), topN, "
-            + ", ".join(NAMED_SOURCES)
+            f"skip_layers: {item} is no source; valid: none, a layer (5), a list ([5,2]), topN, " + ", ".join(NAMED)
         )
     if item == layers - 1:
         raise UserError(
@@ -126,16 +118,6 @@ def _source(item: Any, layers: int) -> Source:
     return item
 
 
-def check_head(head: HeadType, chosen: list[Source]) -> None:
-    """Raise UserError for sources that this head cannot take."""
-    if isinstance(head, Last) and chosen:
-        raise UserError(
-            f"head_type=last takes no sources, but skip_layers={_show(chosen)}; use head_type=add or skip_layers=none"
-        )
-    if "last" in chosen and head.name != "concat":
-        raise UserError(f"skip_layers: `last` is a source for head_type=concat only, not for {head.name}")
-
-
 def canonical_key(source: Source) -> tuple[int, int]:
     """Sort key: layers ascending, then the named sources."""
-    return (0, source) if isinstance(source, int) else (1, NAMED_SOURCES.index(source))
+    return (0, source) if isinstance(source, int) else (1, NAMED.index(source))

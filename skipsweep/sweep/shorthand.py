@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipsweep.errors import UserError
+from skipsweep.model import heads
 from skipsweep.sweep import grammar, select
 
 GROUP = "skip_layers"
 LEAF = "skip_layers.layers"
 _PREFIX = f"{GROUP}="
-_WORD = re.compile(rf"none|{'|'.join(select.NAMED_SOURCES)}|{select.TWO_THIRDS}|top\d+|[+-]?\d+")
-FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input"
+_WORD = re.compile(rf"none|{'|'.join(heads.NAMED)}|{select.TWO_THIRDS}|top\d+|[+-]?\d+")
+FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input, extra"
 """What skip_layers takes besides the group's choices."""
 
 

@@ -1,0 +1,232 @@
+"""Choices of `head_type`, worked out without torch: what each may see, what it learns, and how large that is.
+
+Recipes are canonical here, as planning leaves them (`sweep/identity.py`), except in `check` and `canonical`.
+
+Legend: D dim, N sources, H hidden channels of a block's MLP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from skipsweep.config import (
+    Add,
+    AddReluLinear,
+    AddUnnormed,
+    ConcatMLP,
+    ConcatMLPNarrow,
+    HeadType,
+    Last,
+    Model,
+    Recipe,
+    Residual,
+)
+from skipsweep.errors import UserError
+from skipsweep.model.wiring import mlp_hidden
+
+INPUT = "input"
+"""The source x00, the normed token embedding."""
+EXTRA = "extra"
+"""The source that is a token embedding of the readout's own, normed and used nowhere else."""
+LAST = "last"
+"""The source that is the last layer's output once more."""
+
+NAMED = (INPUT, EXTRA, LAST)
+"""Sources that are no layer, in canonical order behind the layers."""
+
+Source = int | str
+"""A layer (0-based), or one of NAMED."""
+Start = dict[str, float]
+"""Label of a learned scalar -> where it starts."""
+
+MULTIPLE = 8
+"""Hidden channels of an MLP that is fitted to a number of parameters: matrices of 16-bit numbers are slow on GPUs
+unless their rows are multiples of 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a head is, as far as planning needs to know."""
+
+    named: tuple[str, ...] = (INPUT, EXTRA)
+    """Sources besides layers that it can see."""
+    lambdas: tuple[str, ...] = ()
+    """Fields of `lambda_init` that it uses, in the order of its learned scalars."""
+    owns_last_mlp: bool = False
+    """The last block is built without its MLP, which is part of the readout."""
+
+
+_SUM = ("x_lambda", "skip_lambda")
+_SIDE_BY_SIDE = Kind(NAMED)
+_OWNER = Kind(NAMED, owns_last_mlp=True)
+
+KINDS: dict[str, Kind] = {
+    "last": Kind(()),
+    "add": Kind(lambdas=_SUM),
+    "add_renorm": Kind(lambdas=_SUM),
+    "add_unnormed": Kind(lambdas=_SUM),
+    "add_detached": Kind((INPUT,), _SUM),  # nothing else trains an embedding of its own
+    "add_fixed_x": Kind(lambdas=("skip_lambda",)),
+    "add_relu": Kind(lambdas=_SUM),
+    "add_tanh": Kind(lambdas=_SUM),
+    "add_relu_linear": Kind(lambdas=_SUM),
+    "concat": _SIDE_BY_SIDE,
+    "concat_mlp": _OWNER,
+    "concat_mlp_narrow": _OWNER,
+    "backout": Kind((INPUT,), ("backout",)),  # what is taken out of the stream has to be in it
+}
+"""Choice of `head_type` -> what it is."""
+
+LABELS = {"x_lambda": "x", "skip_lambda": "skip", "backout": "backout"}
+"""Field of `lambda_init` -> second part of the labels of its learned scalars."""
+
+
+# ------------------------------------------------------------------------------------------------- what can be, and is
+
+
+def check(head: HeadType, chosen: Sequence[Source], model: Model, residual: Residual) -> None:
+    """Raise UserError for sources that this head cannot take, sizes that it cannot have, or a trunk that it cannot
+    end."""
+    if isinstance(head, Last) and chosen:
+        shown = str(list(chosen)).replace(" ", "").replace("'", "")
+        raise UserError(
+            f"head_type=last takes no sources, but skip_layers={shown}; use head_type=add or skip_layers=none"
+        )
+    for source in chosen:
+        if source in NAMED and source not in KINDS[head.name].named:
+            takers = ", ".join(name for name, kind in KINDS.items() if source in kind.named)
+            raise UserError(f"skip_layers: `{source}` is a source for head_type={takers} only, not for {head.name}")
+    if isinstance(head, ConcatMLPNarrow) and head.width < 1:
+        raise UserError(f"head_type.width={head.width} must be above 0")
+    if chosen and KINDS[head.name].owns_last_mlp and residual.parallel_tail:
+        raise UserError(
+            f"head_type={head.name} takes the last MLP out of the trunk, but with residual.parallel_tail="
+            f"{residual.parallel_tail} it stands beside other blocks; valid: residual.parallel_tail=0, or another head"
+        )
+    if isinstance(head, ConcatMLP | ConcatMLPNarrow):
+        _check_hidden(head, len(chosen), model)
+
+
+def _check_hidden(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> None:
+    if head.hidden < 0:
+        raise UserError(f"head_type.hidden={head.hidden} must not be negative; 0: as many as keep the parameters equal")
+    if count and not head.hidden and _weights_left(head, count, model) <= 0:
+        raise UserError(
+            f"head_type={head.name}: projections of {count} sources leave no parameters for the last MLP; "
+            f"valid: head_type.width below {-(-2 * mlp_hidden(model) // count)}, or head_type.hidden=..."
+        )
+
+
+def canonical(head: HeadType, chosen: Sequence[Source], model: Model) -> HeadType:
+    """The one form of all heads that are the same model: `last` where there is nothing to see; `add` where nothing is
+    left un-normed; and no number of hidden channels that would be found anyway."""
+    if not chosen:
+        return Last()
+    if isinstance(head, AddUnnormed) and not any(isinstance(source, int) for source in chosen):
+        return Add()
+    if not isinstance(head, ConcatMLP | ConcatMLPNarrow) or _weights_left(head, len(chosen), model) <= 0:
+        return head
+    return replace(head, hidden=0) if head.hidden == _fitted(head, len(chosen), model) else head
+
+
+def sources(recipe: Recipe) -> tuple[Source, ...]:
+    """What the head sees besides the last layer: layers ascending, then `input`, `extra`, `last`.
+
+    Raises ValueError for a recipe that is not canonical, or has a source that its trunk and head do not offer.
+    """
+    given, head = list(recipe.skip_layers.layers), recipe.head_type.name
+    layers = range(recipe.model.layers - 1) if head != "last" else ()
+    offered: list[Source] = [*layers, *KINDS[head].named]
+    if given != [source for source in offered if source in given]:
+        raise ValueError(f"skip_layers.layers={given} is not canonical; head_type={head} offers, in order: {offered}")
+    return tuple(given)
+
+
+def readout_name(recipe: Recipe) -> str:
+    """The choice of `head_type` in force: without sources every head is `last`."""
+    return recipe.head_type.name if sources(recipe) else "last"
+
+
+def readout_kind(recipe: Recipe) -> Kind:
+    """What the head in force is."""
+    return KINDS[readout_name(recipe)]
+
+
+# ---------------------------------------------------------------------------------------------------------- its widths
+
+
+def slices(recipe: Recipe) -> list[int]:
+    """Channels of what lies side by side: the last layer's, then one entry per source; sums have the first alone."""
+    head, dim = recipe.head_type, recipe.model.dim
+    if readout_name(recipe) not in ("concat", "concat_mlp", "concat_mlp_narrow"):
+        return [dim]
+    return [dim, *len(sources(recipe)) * [_beside(head, dim)]]
+
+
+def head_inputs(recipe: Recipe) -> int:
+    """Width of what the head sees, in channels."""
+    head = recipe.head_type
+    narrowed = isinstance(head, ConcatMLP | ConcatMLPNarrow) and not head.widen_head
+    return recipe.model.dim if narrowed else sum(slices(recipe))
+
+
+def _beside(head: HeadType, dim: int) -> int:
+    """Channels of a source beside the last layer."""
+    return head.width if isinstance(head, ConcatMLPNarrow) else dim
+
+
+def _weights_left(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
+    """Weights that a block's MLP has, 2 D H, less those of the projections, N D width."""
+    projected = count * head.width if isinstance(head, ConcatMLPNarrow) else 0
+    return model.dim * (2 * mlp_hidden(model) - projected)
+
+
+def _fitted(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
+    """Hidden channels with which readout and MLP of a block have equal parameters, to the nearest multiple of 8.
+
+    With W_in channels side by side and W_out channels that come out of the MLP (W_in where the head widens, else D)
+    that is (2 D H - projections) / (W_in + W_out); the rounding is off by (W_in + W_out) * 4 parameters at most.
+    """
+    inputs = model.dim + count * _beside(head, model.dim)
+    outputs = inputs if head.widen_head else model.dim
+    wanted = _weights_left(head, count, model) / (inputs + outputs)
+    return max(MULTIPLE * round(wanted / MULTIPLE), MULTIPLE)
+
+
+def matrices(recipe: Recipe) -> dict[str, tuple[int, int]]:
+    """Name within the readout -> rows and columns, for every matrix that it learns; embeddings apart."""
+    head, dim, given = recipe.head_type, recipe.model.dim, sources(recipe)
+    if not given:
+        return {}
+    if isinstance(head, AddReluLinear):
+        return {f"linear.{source}": (dim, dim) for source in given}
+    if not isinstance(head, ConcatMLP | ConcatMLPNarrow):
+        return {}
+    hidden = head.hidden or _fitted(head, len(given), recipe.model)
+    projections = {f"narrow.{source}": (_beside(head, dim), dim) for source in given}
+    kept = projections if isinstance(head, ConcatMLPNarrow) else {}
+    return kept | {"mlp.fc": (hidden, sum(slices(recipe))), "mlp.proj": (head_inputs(recipe), hidden)}
+
+
+def has_embedding(recipe: Recipe) -> bool:
+    """Whether the readout has a token embedding of its own."""
+    return EXTRA in sources(recipe)
+
+
+# ---------------------------------------------------------------------------------------------------- learned scalars
+
+
+def readout_lambdas(recipe: Recipe) -> Start:
+    """Of the readout; ValueError unless there is one start value per source."""
+    found, given = Start(), sources(recipe)
+    for key in readout_kind(recipe).lambdas:
+        value, label = getattr(recipe.lambda_init, key), LABELS[key]
+        if key == "x_lambda":
+            found[f"lambda/{label}"] = float(value)
+        else:
+            each = value if isinstance(value, list | tuple) else [value] * len(given)
+            found |= {f"lambda/{label}/{source}": float(v) for source, v in zip(given, each, strict=True)}
+    return found
+
+
+PER_SOURCE = ("skip_lambda", "backout")
+"""Fields of `lambda_init` that may have one value per source."""
