@@ -222,6 +222,8 @@ class LambdaInit:
     """Weight of a layer's own values (`model.value_lambda`), in layers with attention."""
     value_embedding: Any = 0.0
     """Weight of the value embedding in layers that have one (`embeddings.value_layers`)."""
+    smear: float = 0.0
+    """Weight of the embedding before (`model.smeared`)."""
 
 
 @dataclass
@@ -253,8 +255,19 @@ class Model:
     """Hidden width of the MLP, in units of dim."""
     no_attention: Any = field(default_factory=list)
     """Layers that have an MLP only: a list, or `scaled` (the one before the middle: 7 of 16)."""
+    no_mlp: Any = field(default_factory=list)
+    """Layers without an MLP. One that has no attention either is left out: nothing is mixed into the stream there."""
     softcap: float = 0.0
     """Logits l become c * l / sqrt(l^2 + c^2) with this c; 0: uncapped."""
+    softcap_curve: str = "root"
+    """`root`: as above; `tanh`: c * tanh(l / c) (small track)."""
+    padded_tables: bool = False
+    """Token and value embeddings have as many rows as the head, some for no token (small track)."""
+    smeared: bool = False
+    """Every token embedding gets a part of the one before it: e_t + lambda * sigmoid(w e_t[:12]) * e_(t-1), then the
+    norm, for x00 alone (small track). The sequence's first token has none before it; documents are no border."""
+    attention_gate: bool = False
+    """What a head has gathered is multiplied by sigmoid(w n(x)[:12]), from the attention's input (small track)."""
     vocab_multiple: int = 1
     """The head has this multiple of rows, at least one for each token id; the softmax runs over all of them."""
     rotary_base: float = 10000.0
@@ -269,12 +282,23 @@ class Model:
     """A learned scalar on the values of every layer (`lambda/value/LAYER`)."""
     document_mask: bool = False
     """A token sees its own document only, i.e. back to the latest end-of-text token."""
+    max_document: int = 0
+    """With `document_mask`: longer documents count as several, of so many tokens each; 0: no limit."""
     window: int = 0
     """Tokens that a query sees back at the end of the run, whole blocks counted; 0: no limit."""
     window_block: int = 128
     """Tokens per block: a query sees the blocks less than window / window_block before its own."""
     window_growth: str = "none"
-    """`none`, or `cubic`: the window grows from one block as 4x^3 - 6x^2 + 3x over the run (x: part of it done)."""
+    """`none`, `cubic`: the window grows from one block as 4x^3 - 6x^2 + 3x over the run (x: part of it done), or
+    `stages`: that of `window_stages`, each for an equal part of the run, and `window` once x is 1 (see
+    `schedule.window_horizon`)."""
+    window_stages: list[int] = field(default_factory=list)
+    """Blocks that a query sees in the stages of `window_growth=stages`, rising."""
+    last_window: int = 0
+    """Tokens that a query sees back in the last validation; 0: as at the end of training."""
+    yarn: bool = False
+    """When a stage widens the window, slow pairs turn more slowly and attention gets sharper (YaRN, Peng et al. 2023;
+    small track). With `window_growth=stages`."""
     long_window: Any = field(default_factory=list)
     """Layers with the whole window, the others have half of it: a list, or `scaled` (0, 4, 11, 15 of 16)."""
     dtype: str = "float32"

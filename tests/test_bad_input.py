@@ -74,7 +74,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "unknown key, added": ("+colour=red", "colour"),
     "a key of another choice": ("data.path=notes", "data=synthetic has no key path (that belongs to data=text)"),
     "unknown choice": ("head_type=ad", "head_type=ad: no such choice; did you mean add?"),
-    "a number for a choice": ("head_type=3", "head_type takes the name of one choice; valid: add, add_renorm"),
+    "a number for a choice": ("head_type=3", "head_type takes the name of one choice; valid: add, add_detached"),
     "text for a number": ("schedule.steps=many", "schedule.steps"),
     "half a step": ("schedule.steps=1.5", "schedule.steps"),
     "a list for a number": ("optim.lr=[1,2]", "optim.lr"),

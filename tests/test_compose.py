@@ -250,9 +250,10 @@ def test_shorthands_are_understood(composer):
         ("schedule.stepz=5", "schedule.stepz=5: no key stepz in schedule=trapezoid; did you mean steps?"),
         ("head_tpye=add", "head_tpye=add: no key head_tpye; did you mean head_type?"),
         ("experimnt=demo", "did you mean experiment?"),
-        ("head_type.width=1", "head_type.width=1: head_type=add has no keys"),
+        ("head_type.depth=1", "head_type.depth=1: head_type=add has no keys"),
+        ("head_type.width=1", "head_type=add has no key width (that belongs to head_type=concat_mlp_narrow)"),
         ("data.path=x", "data.path=x: data=sotu has no key path (that belongs to data=text)"),
-        ("head_type=concatt", "head_type=concatt: no such choice; did you mean concat? valid: add, add_renorm, concat"),
+        ("head_type=concatt", "head_type=concatt: no such choice; did you mean concat? valid: add, add_detached,"),
         (
             "skip_layers=recrd",
             "did you mean record? valid: none, record, or none, a layer (11), a list ([11,10])",

@@ -328,7 +328,7 @@ def test_examples_in_the_help_compose(launched, capfd):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("head_type=", "head_type=add head_type=add_renorm head_type=concat head_type=last"),
+        ("head_type=concat_", "head_type=concat_mlp head_type=concat_mlp_narrow"),
         ("skip_layers=5 mod", "model. model="),
         ("-m skip_layers='[1,2]',3 seed=1 model=t", "model=tiny"),
         ("schedule=cosine schedule.f", "schedule.final="),

@@ -51,6 +51,14 @@ OTHER: dict[str, Any] = {
     "model.window_block": 1,
     "model.window_growth": "none",
     "model.long_window": [],
+    "model.no_mlp": [1],
+    "model.softcap_curve": "tanh",
+    "model.smeared": True,
+    "model.attention_gate": True,
+    "model.window_stages": [1, 3],
+    "model.last_window": 2,
+    "model.yarn": True,
+    "lambda_init.smear": 0.7,
     "model.dtype": "float32",
     "embeddings.mix": False,
     "embeddings.extra": 0,
@@ -102,11 +110,16 @@ HEAD: dict[str, c.HeadType] = {
 }
 """Leaf -> the head that has it; all others are tried with `add`."""
 
+STAGED = {"model.window_growth": "stages", "model.window_stages": [1, 2]}
 NEEDS: dict[str, dict[str, Any]] = {
     "lambda_init.rolling_x": {"residual.rolling": True, "lambda_init.rolling": 0.3},
     "lambda_init.rolling": {"residual.rolling": True},
     "lambda_init.tail": {"residual.parallel_tail": 2, "lambda_init.tail": 1.5},
     "residual.rolling": {"lambda_init.rolling": 0.3},
+    "lambda_init.smear": {"model.smeared": True},
+    "model.smeared": {"lambda_init.smear": 0.3},
+    "model.window_stages": STAGED,
+    "model.yarn": STAGED,
 }
 """Leaf -> what it cannot do without, besides a trunk of four layers."""
 
@@ -117,6 +130,8 @@ NOT_TRIED = {
     "data.tokenizer": "a synthetic corpus has none",
     "replicate": "repeats the very same run on purpose",
     "data.name": "another choice has other fields",
+    "model.padded_tables": "rows that no token has; only their number counts",
+    "model.max_document": "a synthetic corpus is one document; tests/test_model_small_2025_11.py",
     "model.document_mask": "a synthetic corpus is one document; tests/test_model_attention.py",
     "optim.name": "another choice has other fields; every choice has a golden trace",
     "schedule.name": "every choice has a golden trace",

@@ -22,11 +22,17 @@ RECORD = MEDIUM | {"no_attention": [7], "vocab_multiple": 128, "window": 0}
 """What counts of the medium track's record 15, less its value embeddings."""
 
 
+SMALL_TRACK = {"no_mlp": [1], "smeared": True, "attention_gate": True, "padded_tables": True}
+"""The small track's; layer 1 is left out."""
+
+
 def group_of(name: str) -> str:
     if "lambdas" in name:
         return "scalars"
     if name.startswith("blocks."):
         return f"blocks.{name.split('.')[2]}"
+    if name == "context.smear.gate":
+        return "embed.smear"
     if name == "readout.embed.extra":
         return "embed.readout"
     if name.startswith("context.embed."):
@@ -35,12 +41,12 @@ def group_of(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "size", [{}, {"plain": True}, {"embeddings": Embeddings(extra=0, value_layers=3 * [[0]])}, MEDIUM]
+    "size", [{}, SMALL_TRACK, {"plain": True}, {"embeddings": Embeddings(extra=0, value_layers=3 * [[0]])}, MEDIUM]
 )
 @pytest.mark.parametrize(("head", "layers"), ARMS)
 def test_parameters_by_group_are_the_built_models(head, layers, size):
     cfg = recipe(head, layers, **size)
-    built = Counter({"scalars": 0, "embed.values": 0, "embed.readout": 0, "readout": 0})
+    built = Counter({"scalars": 0, "embed.values": 0, "embed.readout": 0, "embed.smear": 0, "readout": 0})
     for name, parameter in build(cfg, "meta").named_parameters():
         built[group_of(name)] += parameter.numel()
     assert parameters(cfg) == dict(built)
@@ -52,6 +58,7 @@ def test_figures_of_the_medium_track():
         "embed.tokens": 51_463_168,
         "embed.values": 0,
         "embed.readout": 0,
+        "embed.smear": 0,
         "blocks.attention": 16 * 4_194_304,
         "blocks.mlp": 134_217_728,
         "readout": 0,
@@ -72,9 +79,9 @@ def test_operations_of_the_medium_track():
 
 
 @pytest.mark.parametrize(("head", "layers"), ARMS)
-@pytest.mark.parametrize("plain", [False, True])
-def test_operations_agree_with_torchs_counter(head, layers, plain):
-    cfg = recipe(head, layers, plain=plain, window=0)
+@pytest.mark.parametrize("size", [{}, {"plain": True}, SMALL_TRACK])
+def test_operations_agree_with_torchs_counter(head, layers, size):
+    cfg = recipe(head, layers, window=0, **size)
     ids, targets = tokens(cfg, batch=3)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         build(cfg)(ids, targets).backward()

@@ -11,7 +11,7 @@ from runs import configuration
 from skipsweep import config as c
 from skipsweep.errors import UserError
 from skipsweep.model import wiring
-from skipsweep.sweep import identity
+from skipsweep.sweep import identity, validate
 
 DEPTHS = range(2, 49)
 TINY = c.Model(layers=8, dim=16, heads=2, mlp_ratio=2.0)
@@ -173,6 +173,37 @@ def test_impossible_skips_are_refused_when_planning(residual, layers, says):
     assert "\n" not in str(raised.value)
 
 
+def test_scaled_value_embeddings_leave_out_layers_without_attention():
+    """The small track's pattern: layer 0 is left out, 1, 2 and 9, 10, 11 have one."""
+    assert wiring.value_layers("scaled", 12, [0, 7]) == [[9], [1, 10], [2, 11]]
+    assert wiring.value_layers(3, 12, [0, 7]) == [[0, 9], [1, 10], [2, 11]], "asked for in so many words: refused later"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"window_growth": "stages"}, r"model\.window_stages=\[\] must be rising"),
+        ({"window_growth": "stages", "window_stages": [3, 2]}, r"model\.window_stages=\[3, 2\] must be rising"),
+        ({"window_growth": "stages", "window_stages": [0, 2]}, r"must be rising"),
+        ({"window_growth": "stages", "window_stages": [2, 4]}, r"model\.window=64 comes after the stages"),
+        ({"yarn": True}, r"model\.yarn=true goes by stages.*valid: stages"),
+        ({"softcap_curve": "sine"}, r"model\.softcap_curve=sine is unknown; valid: root, tanh"),
+        ({"max_document": -1}, r"model\.max_document=-1 must not be negative"),
+        ({"last_window": -1}, r"model\.last_window=-1 must not be negative"),
+    ],
+)
+def test_impossible_windows_are_refused(changes, says):
+    config = configuration(Path("/nowhere"), Path("/nowhere"), **NOTHING | {"model": replace(WINDOWED, **changes)})
+    with pytest.raises(UserError, match=says) as raised:
+        validate.validate(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_head_cannot_take_an_mlp_that_is_not_there():
+    with pytest.raises(UserError, match=r"head_type=concat_mlp takes the last MLP, but model\.no_mlp has layer 7"):
+        canonical(model=replace(TINY, no_mlp=[7]), head_type=c.ConcatMLP(), skip_layers=c.SkipLayers([1]))
+
+
 def test_value_embeddings_need_attention():
     with pytest.raises(UserError, match="layer 3 has no attention"):
         wiring.check(replace(TINY, no_attention=[3]), c.Embeddings(value_layers=[[0, 3]]))
@@ -219,6 +250,11 @@ WINDOWED = replace(TINY, window=64, window_block=16)
         ({"model": replace(TINY, no_attention="scaled")}, {"model": replace(TINY, no_attention=[3])}),
         ({"model": replace(WINDOWED, long_window="scaled")}, {"model": replace(WINDOWED, long_window=[7, 5, 2, 0])}),
         ({"model": replace(TINY, long_window="scaled")}, {"model": TINY}),
+        ({"model": replace(TINY, max_document=7)}, {"model": TINY}),
+        ({"model": replace(TINY, softcap_curve="tanh")}, {"model": TINY}),
+        ({"model": replace(TINY, window_growth="stages", window_stages=[1, 2], yarn=True)}, {"model": TINY}),
+        ({"model": replace(WINDOWED, window_stages=[1, 2])}, {"model": WINDOWED}),
+        ({"model": replace(TINY, last_window=64)}, {"model": TINY}),
     ],
 )
 def test_words_and_what_they_mean_are_one_run(one, other):
@@ -242,6 +278,7 @@ USED_BY: dict[str, dict[str, Any]] = {
     "tail": {"residual": c.Residual(parallel_tail=2)},
     "value": {"model": replace(TINY, value_lambda=True)},
     "value_embedding": {"embeddings": c.Embeddings(value_layers=1)},
+    "smear": {"model": replace(TINY, smeared=True)},
 }
 
 

@@ -22,9 +22,17 @@ CHUNK = 512
 """Queries that are looked at together where FlexAttention is not used: a whole 65,536 x 65,536 mask has 4 GB."""
 
 
-def documents(ids: Tensor, end_of_text: int) -> Tensor:
-    """Number of its document for every token of `ids` (B, T), int32: each end-of-text token opens one."""
-    return (ids == end_of_text).cumsum(-1, dtype=torch.int32)
+def documents(ids: Tensor, end_of_text: int, longest: int = 0) -> Tensor:
+    """Number of its document for every token of `ids` (B, T), int32: each end-of-text token opens one.
+
+    Documents of more than `longest` tokens count as several; 0: no limit.
+    """
+    opens = ids == end_of_text
+    if longest:
+        position = torch.arange(ids.shape[-1], device=ids.device)
+        start = torch.where(opens, position, 0).cummax(-1).values
+        opens = opens | ((position - start) % longest == 0)
+    return opens.cumsum(-1, dtype=torch.int32)
 
 
 def uses_flex(ids: Tensor, dtype: torch.dtype, block: int) -> bool:

@@ -13,6 +13,7 @@ from skipsweep.config import Model
 from skipsweep.model.attention import attend
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Layer
+from skipsweep.model.shape import gate_channels
 from skipsweep.model.wiring import mlp_hidden
 
 
@@ -48,6 +49,8 @@ class Attention(nn.Module):
         self.scale = model.attention_scale or (model.dim // model.heads) ** -0.5
         self.qkv = nn.Parameter(torch.empty(3, model.dim, model.dim, dtype=dtype))
         self.out = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
+        gate = torch.empty(model.heads, gate_channels(model), dtype=dtype) if model.attention_gate else None
+        self.gate = None if gate is None else nn.Parameter(gate)
 
     def forward(self, x: Tensor, layer: Layer) -> Tensor:
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
@@ -58,8 +61,10 @@ class Attention(nn.Module):
             qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
             qk = norm(qk)
         q, k = rotate(qk, layer.rotary).transpose(1, 2).chunk(2, dim=1)
-        y = attend(q, k, self._values(v, layer).transpose(1, 2), layer.mask, self.scale)
-        return F.linear(y.transpose(1, 2).flatten(2), self.out)
+        y = attend(q, k, self._values(v, layer).transpose(1, 2), layer.mask, self.scale).transpose(1, 2)
+        if self.gate is not None:
+            y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
+        return F.linear(y.flatten(2), self.out)
 
     def _values(self, v: Tensor, layer: Layer) -> Tensor:
         """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""

@@ -3,6 +3,8 @@
 Legend: B batch, T time, V vocabulary, D dim, K channels of a head.
 """
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -15,7 +17,14 @@ from skipsweep.model.attention import Visible, block_mask, documents, uses_flex
 from skipsweep.model.lambdas import Lambdas
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Context, Layer
-from skipsweep.model.shape import token_embeddings, value_lambdas, value_table
+from skipsweep.model.shape import (
+    gate_channels,
+    smear_lambdas,
+    table_rows,
+    token_embeddings,
+    value_lambdas,
+    value_table,
+)
 from skipsweep.optim.schedule import short_window_blocks
 
 
@@ -27,22 +36,25 @@ class TokenContext(nn.Module):
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
-        model, vocab = recipe.model, recipe.data.vocab_size
+        model = recipe.model
         self.model, self.dtype = model, dtype
+        self.rows = table_rows(recipe)
         has_documents = model.document_mask and recipe.data.tokenizer != "none"
         self.end_of_text = end_of_text(recipe.data.tokenizer) if has_documents else None
         self.tables, self.names = value_table(recipe), token_embeddings(recipe)
         names = [*self.names, *(f"ve{k}" for k in range(len(recipe.embeddings.value_layers)))]
-        self.embed = nn.ParameterDict({n: nn.Parameter(torch.empty(vocab, model.dim, dtype=dtype)) for n in names})
+        self.embed = nn.ParameterDict({n: nn.Parameter(torch.empty(self.rows, model.dim, dtype=dtype)) for n in names})
         self.lambdas = Lambdas(value_lambdas(recipe), dtype)
+        self.smear = Smear(recipe, dtype) if model.smeared else None
         self._rotary: tuple[Tensor, Tensor] | None = None
+        self._rotary_of: Any = None
 
     def forward(self, ids: Tensor, window: int) -> Context:
         """Context of the token ids (B, T); `window`: blocks that the layers with the long window see, 0: all."""
-        ctx = Context(tuple(norm(F.embedding(ids, self.embed[name])) for name in self.names), [], ids)
+        ctx = Context(tuple(norm(self._embedded(ids, name)) for name in self.names), [], ids)
         weights = ctx.scalars(self.lambdas)
         values = [F.embedding(ids, self.embed[f"ve{k}"]) for k in range(len(self.embed) - len(self.names))]
-        rotary, (long, short) = self._rotary_table(ids), self._masks(ids, window)
+        rotary, (long, short) = self._rotary_table(ids, window), self._masks(ids, window)
         for layer in range(self.model.layers):
             table = self.tables.get(layer)
             ctx.layers.append(
@@ -55,6 +67,10 @@ class TokenContext(nn.Module):
                 )
             )
         return ctx
+
+    def _embedded(self, ids: Tensor, name: str) -> Tensor:
+        found = F.embedding(ids, self.embed[name])
+        return found if self.smear is None or name != self.names[0] else self.smear(found)
 
     def _masks(self, ids: Tensor, window: int) -> tuple[Any, Any]:
         """What queries see in layers with the long window, and in the others."""
@@ -70,34 +86,73 @@ class TokenContext(nn.Module):
     def _documents(self, ids: Tensor) -> Tensor | None:
         if self.end_of_text is None:
             return None
-        docs = documents(ids, self.end_of_text)
+        docs = documents(ids, self.end_of_text, self.model.max_document)
         # A GPU would have to be waited for, and its kernels skip what nobody sees anyway.
         one = ids.device.type == "cpu" and bool((docs[:, 0] == docs[:, -1]).all())
         return None if one else docs
 
-    def _rotary_table(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotary_table(self, ids: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """One table for all layers, kept from pass to pass."""
-        length, kept = ids.shape[1], self._rotary
-        if kept is None or kept[0].shape[0] != length or kept[0].device != ids.device:
+        windows = self._windows_so_far(window)
+        wanted = (ids.shape[1], ids.device, windows)
+        if self._rotary is None or self._rotary_of != wanted:
             model, dtype = self.model, torch.promote_types(self.dtype, torch.float32)
             turning = round(model.dim // model.heads * model.rotary_fraction / 2)
             width = model.dim // model.heads
-            self._rotary = rotary_table(length, width, turning, model.rotary_base, dtype, ids.device)
-        assert self._rotary is not None
+            self._rotary = rotary_table(ids.shape[1], width, turning, model.rotary_base, dtype, ids.device, windows)
+            self._rotary_of = wanted
         return self._rotary
+
+    def _windows_so_far(self, window: int) -> tuple[int, ...]:
+        """Long windows in tokens of the training until now, as far as the rotary table depends on them."""
+        model = self.model
+        if not model.yarn:
+            return ()
+        stages = [model.window_block * blocks for blocks in model.window_stages]
+        return tuple(w for w in [*stages, model.window] if not window or w <= window * model.window_block)
+
+
+class Smear(nn.Module):
+    """e_t + lambda * sigmoid(w e_t[:12]) * e_(t-1) (small track, records 28 and on)."""
+
+    def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.empty(1, gate_channels(recipe.model), dtype=dtype))
+        self.lambdas = Lambdas(smear_lambdas(recipe), dtype)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Embeddings (B, T, D) as they are in the table."""
+        (weight,) = self.lambdas().values()
+        factor = F.linear(e[..., : self.gate.shape[1]], self.gate).sigmoid() * weight
+        return torch.cat((e[:, :1], e[:, 1:] + (factor[:, 1:] * e[:, :-1]).to(e.dtype)), dim=1)
 
 
 def rotary_table(
-    length: int, width: int, turning: int, base: float, dtype: torch.dtype, device: torch.device
+    length: int,
+    width: int,
+    turning: int,
+    base: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    windows: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """cos and signed sin (T, 1, K = `width`).
 
     Pair j of the first `turning` of K / 2 turns by base^(-j / (turning - 1)) radians per position, the others do not
     (Su et al. 2021; half of them still: medium track). Angles are taken in float64: float32 is off by 0.004 rad at
     position 65,536.
+
+    After the attention window has been widened, from each of `windows` (tokens) to the next, pairs that turn by less
+    than 32 times within the old one turn more slowly, and products of queries and keys are larger (YaRN; small track).
     """
     exponents = torch.linspace(0, 1, turning, dtype=torch.float64, device=device)
-    speeds = torch.cat((base**-exponents, exponents.new_zeros(width // 2 - turning)))
+    speeds, sharpness = base**-exponents, 1.0
+    for old, new in itertools.pairwise(windows):
+        kept = ((old * speeds / (2 * math.pi) - 1) / 31).clamp(0, 1)
+        speeds = speeds * (kept + (1 - kept) * old / new)
+        sharpness *= 1 + 0.2 * math.log(new / old)
+    speeds = torch.cat((speeds, exponents.new_zeros(width // 2 - turning)))
     angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), speeds)[:, None, :]
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    # Queries and keys are both turned: each carries half of the sharpness.
+    cos, sin = ((f(angles) * math.sqrt(sharpness)).to(dtype) for f in (torch.cos, torch.sin))
     return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)

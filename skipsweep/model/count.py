@@ -11,7 +11,14 @@ from functools import lru_cache
 
 from skipsweep.config import Recipe
 from skipsweep.model.heads import has_embedding, head_inputs, matrices, readout_kind
-from skipsweep.model.shape import attention_layers, head_rows, scalars, token_embeddings
+from skipsweep.model.shape import (
+    attention_layers,
+    gate_channels,
+    head_rows,
+    scalars,
+    table_rows,
+    token_embeddings,
+)
 from skipsweep.model.wiring import mlp_hidden
 from skipsweep.optim.schedule import short_window_blocks, windows
 
@@ -21,11 +28,12 @@ FORWARD_AND_BACKWARD = 3
 
 def parameters(recipe: Recipe) -> dict[str, int]:
     """Group -> number of parameters."""
-    model, table = recipe.model, recipe.data.vocab_size * recipe.model.dim
+    model, table = recipe.model, table_rows(recipe) * recipe.model.dim
     return {
         "embed.tokens": len(token_embeddings(recipe)) * table,
         "embed.values": len(recipe.embeddings.value_layers) * table,
-        "embed.readout": has_embedding(recipe) * table,
+        "embed.readout": has_embedding(recipe) * recipe.data.vocab_size * model.dim,
+        "embed.smear": _smear(recipe),
         "blocks.attention": len(attention_layers(model)) * _attention(recipe),
         "blocks.mlp": _mlps(recipe) * _mlp(recipe),
         "readout": _readout(recipe),
@@ -41,7 +49,7 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
     """
     model, per_multiply_add = recipe.model, 2 * FORWARD_AND_BACKWARD
     return {
-        "embed": 0,
+        "embed": per_multiply_add * _smear(recipe),
         "blocks.attention": per_multiply_add * len(attention_layers(model)) * _attention(recipe),
         # two products of dim multiply-adds with each key
         "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * _keys(recipe)),
@@ -57,8 +65,14 @@ def total(counts: dict[str, int]) -> int:
 
 
 def _attention(recipe: Recipe) -> int:
-    """Weights of one layer's query, key, value and output projections."""
-    return 4 * recipe.model.dim**2
+    """Weights of one layer's query, key, value and output projections, and of its gate."""
+    model = recipe.model
+    return 4 * model.dim**2 + model.attention_gate * model.heads * gate_channels(model)
+
+
+def _smear(recipe: Recipe) -> int:
+    """Weights of the gate on the embedding before."""
+    return recipe.model.smeared * gate_channels(recipe.model)
 
 
 def _mlp(recipe: Recipe) -> int:
@@ -68,7 +82,7 @@ def _mlp(recipe: Recipe) -> int:
 
 def _mlps(recipe: Recipe) -> int:
     """Blocks that have an MLP."""
-    return recipe.model.layers - readout_kind(recipe).owns_last_mlp
+    return recipe.model.layers - len(recipe.model.no_mlp) - readout_kind(recipe).owns_last_mlp
 
 
 def _readout(recipe: Recipe) -> int:

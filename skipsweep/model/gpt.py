@@ -110,13 +110,13 @@ def _assemble(cfg: Recipe) -> GPT:
         gate=GATES[cfg.gate_targets.name](),
         blocks=_blocks(cfg, dtype, readout.owns_last_mlp),
         readout=readout,
-        head=Head(readout.width, head_rows(cfg), cfg.model.softcap, dtype),
+        head=Head(readout.width, head_rows(cfg), cfg.model.softcap, dtype, cfg.model.softcap_curve),
     )
 
 
 def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[Block]:
-    last = cfg.model.layers - 1
-    return [Block(cfg.model, i, dtype, has_mlp=not (without_last_mlp and i == last)) for i in range(cfg.model.layers)]
+    without = [*cfg.model.no_mlp, *([cfg.model.layers - 1] if without_last_mlp else [])]
+    return [Block(cfg.model, i, dtype, has_mlp=i not in without) for i in range(cfg.model.layers)]
 
 
 def _prepare_compiler() -> None:

@@ -3,7 +3,7 @@
 Legend: B batch, T time, N tokens, F features, V rows of the head.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +21,17 @@ class Head(nn.Module):
     are float32 at least.
     """
 
-    def __init__(self, inputs: int, rows: int, softcap: float, dtype: torch.dtype) -> None:
+    def __init__(self, inputs: int, rows: int, softcap: float, dtype: torch.dtype, curve: str = "root") -> None:
         super().__init__()
         self.softcap = softcap
+        self.softcapped, kernel = CURVES[curve]
         self.weight = nn.Parameter(torch.empty(rows, inputs, dtype=torch.promote_types(dtype, torch.float32)))
-        self._kernel: Any = loss_and_slope
+        self._uncompiled, self._kernel = kernel, cast(Any, kernel)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (..., V) of features (..., F)."""
         logits = F.linear(features, self.weight.to(features.dtype)).to(self.weight.dtype)
-        return softcapped(logits, self.softcap) if self.softcap else logits
+        return self.softcapped(logits, self.softcap) if self.softcap else logits
 
     def loss(self, features: Tensor, targets: Tensor, reduction: str) -> Tensor:
         """Cross-entropy in nats of targets (B, T) under features (B, T, F); (B, T) for `none`, else a scalar."""
@@ -47,7 +48,7 @@ class Head(nn.Module):
 
     def compile_kernel(self) -> None:
         """Compute loss and slope of a piece's logits in one compiled kernel."""
-        self._kernel = torch.compile(loss_and_slope, dynamic=False)
+        self._kernel = torch.compile(self._uncompiled, dynamic=False)
 
     def _piece(self, flat: Tensor) -> int:
         """Tokens whose logits exist at once; pieces of one size where possible, each size being a kernel of its own."""
@@ -89,6 +90,27 @@ def loss_and_slope(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Ten
         slope = slope.scatter_add(-1, chosen, slope.new_full((), -1.0).expand_as(chosen))
     slope = slope if scale is None else slope * scale.pow(3)  # d capped / d logits = scale^3
     return loss, slope.to(logits.dtype)
+
+
+def tanh_capped(logits: Tensor, cap: float) -> Tensor:
+    """cap * tanh(l / cap): bounded by the cap, slope 1 at 0.
+
+    The small track has 2 cap * sigmoid(2 l / cap), which is larger by cap everywhere: the same after the softmax.
+    """
+    return cap * torch.tanh(logits / cap)
+
+
+def tanh_loss_and_slope(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """`loss_and_slope` with `tanh_capped`."""
+    if not softcap:
+        return loss_and_slope(logits, targets, 0.0)
+    capped = tanh_capped(logits, softcap)
+    loss, slope = loss_and_slope(capped, targets, 0.0)
+    return loss, slope * (1 - (capped / softcap).square())
+
+
+CURVES = {"root": (softcapped, loss_and_slope), "tanh": (tanh_capped, tanh_loss_and_slope)}
+"""`model.softcap_curve` -> the curve, and loss and slope under it."""
 
 
 class _SummedLoss(torch.autograd.Function):

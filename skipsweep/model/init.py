@@ -39,6 +39,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     | context.embed.*          | normal, mean 0, standard deviation 1                           |
     | blocks.*.attention.qkv   | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
     | blocks.*.attention.out   | 0                                                              |
+    | blocks.*.attention.gate  | 0: all heads count one half                                    |
+    | context.smear.gate       | 0                                                              |
     | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
     | blocks.*.mlp.proj        | 0                                                              |
     | readout.embed.extra      | normal, mean 0, standard deviation 1                           |
@@ -100,6 +102,8 @@ RULES: tuple[Rule, ...] = (
     Rule("context.embed.*", "embed", _normal),
     Rule("blocks.*.attention.qkv", "matrix", _uniform),
     Rule("blocks.*.attention.out", "matrix", _zeros),
+    Rule("blocks.*.attention.gate", "matrix", _zeros),
+    Rule("context.smear.gate", "matrix", _zeros),
     Rule("blocks.*.mlp.fc", "matrix", _uniform),
     Rule("blocks.*.mlp.proj", "matrix", _zeros),
     Rule("readout.embed.*", "embed", _normal),

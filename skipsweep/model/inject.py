@@ -12,6 +12,7 @@ from skipsweep.model.readout import EXACT, Neutral
 from skipsweep.model.seams import Context, Inject, Outputs
 from skipsweep.model.shape import (
     block_lambdas,
+    mixed_layers,
     rolling_lambdas,
     tail_lambdas,
     token_embeddings,
@@ -115,11 +116,13 @@ class Mix(Inject):
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
-        self.names = ["x", *token_embeddings(recipe)]
+        self.layers, self.names = mixed_layers(recipe), ["x", *token_embeddings(recipe)]
         self.lambdas = Lambdas(block_lambdas(recipe), dtype)
         self.sum = WeightedSum()
 
     def forward(self, i: int, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        if i not in self.layers:
+            return x
         weights = ctx.scalars(self.lambdas)
         return self.sum([x, *ctx.embeddings], [weights[f"lambda/block/{i}/{name}"] for name in self.names])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from skipsweep.config import Model, Recipe
 from skipsweep.model.heads import Start, readout_lambdas
-from skipsweep.model.wiring import rolling_layers, tail_layers
+from skipsweep.model.wiring import left_out, rolling_layers, tail_layers
 
 
 def head_rows(recipe: Recipe) -> int:
@@ -17,7 +17,27 @@ def head_rows(recipe: Recipe) -> int:
     return -(-recipe.data.vocab_size // multiple) * multiple
 
 
+def table_rows(recipe: Recipe) -> int:
+    """Rows of the trunk's embeddings."""
+    return head_rows(recipe) if recipe.model.padded_tables else recipe.data.vocab_size
+
+
 # ------------------------------------------------------------------------------------------------------------ the trunk
+
+
+GATE_CHANNELS = 12
+"""Channels that the gates of the small track look at."""
+
+
+def gate_channels(model: Model) -> int:
+    """Inputs of a gate: the first channels, all of them where there are fewer."""
+    return min(GATE_CHANNELS, model.dim)
+
+
+def mixed_layers(recipe: Recipe) -> list[int]:
+    """Layers that start from the weighted sum of stream and token embeddings."""
+    model = recipe.model
+    return [i for i in range(model.layers) if i not in left_out(model)] if recipe.embeddings.mix else []
 
 
 def attention_layers(model: Model) -> list[int]:
@@ -40,12 +60,12 @@ def value_table(recipe: Recipe) -> dict[int, int]:
 
 def block_lambdas(recipe: Recipe) -> Start:
     """Of the weighted sum before every block: the stream, x00, x01, ..., layer by layer."""
-    init, layers = recipe.lambda_init, range(recipe.model.layers if recipe.embeddings.mix else 0)
+    init, layers = recipe.lambda_init, mixed_layers(recipe)
     each = [init.block_x, init.block_x00, *[init.block_extra] * recipe.embeddings.extra]
     starts = [_each(value, len(layers)) for value in each]
     return {
-        f"lambda/block/{layer}/{name}": start[layer]
-        for layer in layers
+        f"lambda/block/{layer}/{name}": start[place]
+        for place, layer in enumerate(layers)
         for name, start in zip(["x", *token_embeddings(recipe)], starts, strict=True)
     }
 
@@ -112,7 +132,12 @@ def value_lambdas(recipe: Recipe) -> Start:
     return found
 
 
+def smear_lambdas(recipe: Recipe) -> Start:
+    """Of the token embedding before each."""
+    return {"lambda/smear": recipe.lambda_init.smear} if recipe.model.smeared else {}
+
+
 def scalars(recipe: Recipe) -> Start:
     """All of them."""
     trunk = tail_lambdas(recipe) | unet_lambdas(recipe) | rolling_lambdas(recipe) | block_lambdas(recipe)
-    return value_lambdas(recipe) | trunk | readout_lambdas(recipe)
+    return value_lambdas(recipe) | smear_lambdas(recipe) | trunk | readout_lambdas(recipe)

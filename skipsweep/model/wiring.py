@@ -120,19 +120,34 @@ def long_window(value: Any, layers: int) -> list[int]:
     return _layers("model.long_window", value, layers)
 
 
-def value_layers(value: Any, layers: int) -> list[list[int]]:
-    """Per value embedding the layers that it serves, ascending. Raises UserError where a layer has two, or is none."""
+def value_layers(value: Any, layers: int, without: Sequence[int] = ()) -> list[list[int]]:
+    """Per value embedding the layers that it serves, ascending. Raises UserError where a layer has two, or is none.
+
+    Of the layers that a word means, those `without` attention are left out (small track: 0: 9; 1: 1, 10; 2: 2, 11).
+    """
     key = "embeddings.value_layers"
     if value == SCALED or _is_int(value):
         tables = 5 * layers // 16 if value == SCALED else value
         if not 0 <= 2 * tables <= layers:
             raise UserError(f"{key}={value}: {layers} layers have room for 0 to {layers // 2} tables")
-        return [[k, layers - tables + k] for k in range(tables)]
+        pairs = [[k, layers - tables + k] for k in range(tables)]
+        kept = [[layer for layer in pair if layer not in without or value != SCALED] for pair in pairs]
+        return [table for table in kept if table]
     found = [_layers(key, table, layers) for table in _lists(key, value, (SCALED,))]
     flat = [layer for table in found for layer in table]
     if len(set(flat)) < len(flat) or not all(found):
         raise UserError(f"{key}={found}: every table needs a layer, and no layer has two tables")
     return found
+
+
+def no_mlp(value: Any, layers: int) -> list[int]:
+    """Layers without an MLP, ascending. Raises UserError for layers that are not there."""
+    return _layers("model.no_mlp", value, layers)
+
+
+def left_out(model: Model) -> list[int]:
+    """Layers with neither attention nor MLP, of a model whose layers are resolved."""
+    return sorted(set(model.no_attention) & set(model.no_mlp))
 
 
 def mlp_hidden(model: Model) -> int:

@@ -57,28 +57,38 @@ def window_blocks(model: Model, schedule: Schedule, step: int) -> int:
 
     (Medium track, reference record 15: tokens are rounded up to whole blocks; at least one.)
     """
-    return _blocks(model.window, model.window_block, model.window_growth, _part_of(schedule, step))
+    if model.window and model.last_window and step >= schedule.steps:
+        return math.ceil(model.last_window / model.window_block)
+    return _blocks(*_window_shape(model), _part_of(schedule, step))
 
 
 def windows(model: Model, schedule: Schedule) -> Counter[int]:
     """`window_blocks` -> number of the run's steps that have it."""
-    shape = (model.window, model.window_block, model.window_growth)
-    return _windows(*shape, schedule.steps, schedule.window_horizon)
+    return _windows(*_window_shape(model), schedule.steps, schedule.window_horizon)
+
+
+Stages = tuple[int, ...]
+
+
+def _window_shape(model: Model) -> tuple[int, int, str, Stages]:
+    return model.window, model.window_block, model.window_growth, tuple(model.window_stages)
 
 
 @lru_cache(maxsize=256)
-def _windows(window: int, block: int, growth: str, steps: int, horizon: int) -> Counter[int]:
+def _windows(window: int, block: int, growth: str, stages: Stages, steps: int, horizon: int) -> Counter[int]:
     schedule = Schedule(steps=steps, window_horizon=horizon)
-    return Counter(_blocks(window, block, growth, _part_of(schedule, step)) for step in range(steps))
+    return Counter(_blocks(window, block, growth, stages, _part_of(schedule, step)) for step in range(steps))
 
 
 def _part_of(schedule: Schedule, step: int) -> float:
     return min(step / (schedule.window_horizon or schedule.steps), 1.0)
 
 
-def _blocks(window: int, block: int, growth: str, x: float) -> int:
+def _blocks(window: int, block: int, growth: str, stages: Stages, x: float) -> int:
     if not window:
         return 0
+    if growth == "stages" and x < 1:
+        return stages[int(len(stages) * x)]
     grown = window * (_cubic(x) if growth == "cubic" else 1.0)
     return max(math.ceil(grown / block), 1)
 

@@ -51,12 +51,20 @@ def canonical(config: Config, data: Data) -> RunConfig:
     """
     asked = select.sources(config.skip_layers.layers, config.selection_method, config.model.layers, config.seed)
     heads.check(config.head_type, asked, config.model, config.residual)
+    _check_last_mlp(config, asked)
     ordered = sorted(asked, key=select.canonical_key)
     head = heads.canonical(config.head_type, ordered, config.model)
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
     run = RunConfig(**given)
     return replace(run, lambda_init=_lambda_init(run, asked))
+
+
+def _check_last_mlp(config: Config, asked: Sequence[select.Source]) -> None:
+    last = config.model.layers - 1
+    taken = asked and heads.KINDS[config.head_type.name].owns_last_mlp
+    if taken and last in wiring.no_mlp(config.model.no_mlp, config.model.layers):
+        raise UserError(f"head_type={config.head_type.name} takes the last MLP, but model.no_mlp has layer {last}")
 
 
 def _wired(config: Config) -> dict[str, Any]:
@@ -67,26 +75,26 @@ def _wired(config: Config) -> dict[str, Any]:
     layers = config.model.layers
     wired: dict[str, Any] = {
         "model": _model(config.model),
-        "embeddings": replace(
-            config.embeddings, value_layers=wiring.value_layers(config.embeddings.value_layers, layers)
-        ),
         "residual": _residual(config),
         "optim": _optim(config.optim),
         "schedule": _schedule(config),
     }
+    value_layers = wiring.value_layers(config.embeddings.value_layers, layers, wired["model"].no_attention)
+    wired["embeddings"] = replace(config.embeddings, value_layers=value_layers)
     wiring.check(wired["model"], wired["embeddings"])
     return wired
 
 
 def _model(model: Model) -> Model:
     without = wiring.no_attention(model.no_attention, model.layers)
-    long = [layer for layer in wiring.long_window(model.long_window, model.layers) if layer not in without]
     return replace(
         model,
         no_attention=without,
-        long_window=long if model.window else [],
-        window_growth=model.window_growth if model.window else Model.window_growth,
+        no_mlp=wiring.no_mlp(model.no_mlp, model.layers),
+        max_document=model.max_document if model.document_mask else 0,
+        softcap_curve=model.softcap_curve if model.softcap else Model.softcap_curve,
         rotary_base=model.rotary_base if model.rotary_fraction else Model.rotary_base,
+        **_windows(model, without),
     )
 
 
@@ -96,6 +104,19 @@ def _optim(optim: Optim) -> Optim:
     if isinstance(optim, Muon) and not optim.momentum_warmup:
         unused["momentum_start"] = optim.momentum
     return replace(optim, **unused)
+
+
+def _windows(model: Model, without: Sequence[int]) -> dict[str, Any]:
+    """What has an effect only where there are windows: which layers have the long one, and how it grows."""
+    if not model.window:
+        return {"long_window": [], "window_growth": "none", "window_stages": [], "last_window": 0, "yarn": False}
+    staged = model.window_growth == "stages"
+    long = wiring.long_window(model.long_window, model.layers)
+    return {
+        "long_window": [layer for layer in long if layer not in without],
+        "window_stages": list(model.window_stages) if staged else [],
+        "yarn": model.yarn and staged,
+    }
 
 
 def _residual(config: Config) -> Residual:
@@ -131,7 +152,7 @@ def _lambda_init(run: RunConfig, asked: Sequence[select.Source]) -> LambdaInit:
 def _places(run: RunConfig) -> dict[str, int]:
     """Field of `lambda_init` -> number of places in the trunk where a scalar starts there."""
     layers, residual, embeddings = run.model.layers, run.residual, run.embeddings
-    mixed, rolling = layers if embeddings.mix else 0, len(wiring.rolling_layers(residual, layers))
+    mixed, rolling = len(shape.mixed_layers(recipe_of(run))), len(wiring.rolling_layers(residual, layers))
     return {
         "block_x": mixed,
         "block_x00": mixed,
@@ -142,6 +163,7 @@ def _places(run: RunConfig) -> dict[str, int]:
         "tail": residual.parallel_tail,
         "value": len(shape.attention_layers(run.model)) if run.model.value_lambda else 0,
         "value_embedding": sum(map(len, embeddings.value_layers)),
+        "smear": int(run.model.smeared),
     }
 
 

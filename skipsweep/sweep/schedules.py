@@ -78,7 +78,8 @@ class _Parts:
     @classmethod
     def of(cls, config: RunConfig) -> "_Parts":
         optim, model = config.optim, config.model
-        window = Model(window=model.window, window_block=model.window_block, window_growth=model.window_growth)
+        keys = ("window", "window_block", "window_growth", "window_stages", "last_window")
+        window = Model(**{key: getattr(model, key) for key in keys})
         return cls(config.schedule, peak_rates(optim), _momentum_of(optim), window)
 
     def curves(self, known: dict[str, Curve]) -> dict[str, Curve]:

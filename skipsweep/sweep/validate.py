@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from skipsweep.config import MISSING, Config, Cosine, Muon, RunConfig, Trapezoid, world_size
+from skipsweep.config import MISSING, Config, Cosine, Model, Muon, RunConfig, Trapezoid, world_size
 from skipsweep.data import batches
 from skipsweep.errors import UserError
 
@@ -55,11 +55,28 @@ def _model(config: RunConfig) -> None:
         _not_negative(f"model.{key}", getattr(model, key))
     if not 0 <= model.rotary_fraction <= 1:
         raise UserError(f"model.rotary_fraction={model.rotary_fraction} is a part of all channels; valid: 0 to 1")
-    _one_of("model.window_growth", model.window_growth, ("none", "cubic"))
+    _one_of("model.window_growth", model.window_growth, ("none", "cubic", "stages"))
+    _one_of("model.softcap_curve", model.softcap_curve, ("root", "tanh"))
+    for key in ("max_document", "last_window"):
+        _not_negative(f"model.{key}", getattr(model, key))
+    _stages(model)
     _one_of("model.dtype", model.dtype, DTYPES)
     _not_negative("embeddings.extra", config.embeddings.extra)
     _not_negative("replicate", config.replicate)
     _seed("seed", config.seed)
+
+
+def _stages(model: Model) -> None:
+    stages, growth = list(model.window_stages), model.window_growth
+    if growth == "stages" and (not stages or stages != sorted(set(stages)) or stages[0] < 1):
+        raise UserError(f"model.window_stages={stages} must be rising numbers of blocks, e.g. [3,7,11]")
+    if stages and growth == "stages" and model.window and stages[-1] * model.window_block >= model.window:
+        raise UserError(
+            f"model.window={model.window} comes after the stages: it must be above the last one's "
+            f"{stages[-1]} blocks of {model.window_block} tokens"
+        )
+    if model.yarn and growth != "stages":
+        raise UserError(f"model.yarn=true goes by stages, but model.window_growth={growth}; valid: stages")
 
 
 def _optim(config: RunConfig) -> None:
