@@ -52,10 +52,12 @@ def test_the_table_of_groups_lists_all_choices() -> None:
         row = re.search(rf"^\| `{group}` \| ([^|]*) \|", README, re.MULTILINE)
         assert row, group
         assert {c.strip() for c in row[1].split(",")} == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
-    combined = re.search(r"^\| `model`, `data`, `optim`, `schedule` \| ([^|]*) \|", README, re.MULTILINE)
-    assert combined
-    for group, choices in zip(("model", "data", "optim", "schedule"), combined[1].split(";"), strict=True):
-        assert {c.strip() for c in choices.split(",")} == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
+    for groups in (("model",), ("embeddings", "residual"), ("data",), ("optim", "schedule")):
+        title = ", ".join(f"`{group}`" for group in groups)
+        combined = re.search(rf"^\| {title} \| ([^|]*) \|", README, re.MULTILINE)
+        assert combined, title
+        for group, choices in zip(groups, combined[1].split(";"), strict=True):
+            assert {c.strip() for c in choices.split(",")} == {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
 
 
 def test_the_file_tree_is_there() -> None:
