@@ -42,6 +42,7 @@ NEEDS: dict[tuple[str, str], list[str]] = {
     ("selection_method", "worst_to_best"): ["skip_layers=top2", "selection_method.ranking=[5,2,0]"],
     ("data", "text"): ["data.path={text}"],
     ("schedule", "speedrun"): ["data.epochs=6"],
+    ("schedule", "small_2025_11"): ["data.epochs=3"],
 }
 """What a choice cannot do without."""
 

@@ -195,6 +195,11 @@ def test_only_scalars_are_added_and_no_products(name, added):
     assert model.lambdas() == pytest.approx(scalars(cfg))
 
 
+def test_a_tail_starts_in_units_of_the_mean():
+    lambdas = build(deep("parallel_tail", dtype="float64")).lambdas()
+    assert [lambdas[f"lambda/tail/{i}"] for i in (3, 4, 5)] == pytest.approx([0.5 / 3, 1.2 / 3, -0.8 / 3])
+
+
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_scalar_has_the_slope_that_differences_give(name):
     cfg = deep(name, dtype="float64")

@@ -55,6 +55,25 @@ def test_a_horizon_replaces_the_number_of_steps() -> None:
     assert [lr_factor(short, step) for step in range(90)] == [lr_factor(long, step) for step in range(90)]
 
 
+@pytest.mark.parametrize("steps", [1, 5, 60, 99])
+@pytest.mark.parametrize("shape", [(Trapezoid, {"cooldown": 0.7, "final": 0.1}), (Cosine, {"final": 0.2})])
+def test_with_its_horizon_a_shorter_run_is_the_beginning_of_the_longer(
+    steps: int, shape: tuple[type[Trapezoid | Cosine], dict[str, float]]
+) -> None:
+    """Learning rates and windows, each by its own horizon."""
+    kind, fields = shape
+    long = kind(steps=100, warmup_steps=0, **fields)
+    short = kind(steps=steps, warmup_steps=0, horizon=100, window_horizon=100, **fields)
+    model = Model(window=64, window_block=4, window_growth="cubic")
+    for f in (lr_factor, lambda schedule, step: window_blocks(model, schedule, step)):
+        assert [f(short, step) for step in range(steps)] == [f(long, step) for step in range(steps)]
+    own = kind(steps=steps, warmup_steps=0, **fields)
+    if steps == 60:
+        assert [lr_factor(own, step) for step in range(60)] != [lr_factor(long, step) for step in range(60)]
+        mixed = kind(steps=60, warmup_steps=0, horizon=100, **fields)
+        assert window_blocks(model, mixed, 50) == window_blocks(model, own, 50) != window_blocks(model, long, 50)
+
+
 def test_the_records_momentum() -> None:
     """From 0.85 to 0.95 over 300 steps, then constant."""
     optim = Muon(momentum=0.95, momentum_start=0.85, momentum_warmup=300)
