@@ -23,6 +23,10 @@ class Observation:
     """Who executes it now."""
     progress: dict[str, Any] | None = None
     """step, steps, loss, val_loss, tokens_per_s, left_s of the present or last attempt."""
+    job: str | None = None
+    """The scheduler's job that executes it or is going to, where its queue was asked."""
+    stuck: str | None = None
+    """Why it will not go on unless somebody does something."""
 
     @property
     def is_live(self) -> bool:

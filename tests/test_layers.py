@@ -14,11 +14,12 @@ PACKAGE = "skipsweep"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "files", "progress", "provenance"),
+    ("config", "files", "progress", "provenance", "secrecy", "slurm_env", "assignment", "stop"),
     ("rundir",),
-    ("lease", "mirror"),
+    ("lease", "mirror", "submission"),
     ("status",),
-    ("data", "model", "optim", "analyze"),
+    ("data", "model", "optim", "analyze", "squeue", "supervise"),
+    ("control", "sweep.slurm_settings"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
     ("sweep.hydra_schema", "sweep.identity", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
@@ -27,9 +28,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("record",),
     ("job",),
-    ("sweep.local",),
+    ("task",),
+    ("sweep.local", "sweep.slurm"),
     ("sweep.launch",),
     ("sweep.entry",),
+    ("control_cli",),
     ("cli", "hydra_plugins", "launch"),
 )
 """From the bottom up. A unit (a module, or a whole package) may import itself and units of earlier rows, not its
@@ -41,7 +44,7 @@ READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "rundir", "status")
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "hydra": ("sweep", "hydra_plugins", "launch"),
     "omegaconf": ("sweep", "hydra_plugins", "launch"),
-    "submitit": ("sweep.launch", "job"),
+    "submitit": ("sweep.slurm",),
     "wandb": ("mirror", "dashboard"),
     "torch": ("checkpoint", "distributed", "job", "model", "optim", "record", "train"),
 }

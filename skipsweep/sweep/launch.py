@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from skipsweep import provenance
+from skipsweep import provenance, secrecy, squeue
 from skipsweep.analyze import arms
 from skipsweep.config import world_size
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep import show
+from skipsweep.sweep import show, slurm
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.local import PREEMPTED, Pool
 from skipsweep.sweep.plan import Plan, Wanted
@@ -30,16 +30,58 @@ def launch(request: LaunchRequest) -> int:
     """
     plan = make_plan(request)
     _check_torchrun(plan)
+    if on_slurm(request):
+        _check_slurm()
+        _look_at_queue(plan)
     show_plan(plan, request)
     todo = [] if request.plan else plan.to_run(request.retry)
     if not request.plan:
         planning.freeze(plan, request.retry)
-    interrupted = _execute_here(plan, todo) if _under_torchrun() else _execute(plan, todo, _parallel(request))
+        _want_again(plan)
+    if on_slurm(request):
+        return 0 if request.plan else _on_slurm(plan, todo, request)
+    interrupted = _execute_here(plan, todo) if _under_torchrun() else _execute(plan, todo, request)
     return 0 if request.plan else _conclude(plan, interrupted, request)
+
+
+def on_slurm(request: LaunchRequest) -> bool:
+    """Whether runs become jobs."""
+    return request.launcher.get("kind") == "slurm"
+
+
+def _on_slurm(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> int:
+    """Submit and wait, or return; the exit status is that of the runs, where it was waited for them."""
+    left = bool(todo) and slurm.execute(plan, todo, request.launcher)
+    if request.launcher["detach"]:
+        show.come_back(plan.name, "submitted")
+        return 0
+    if left:
+        show.come_back(plan.name, "the jobs go on")
+        return INTERRUPTED
+    return _conclude(plan, False, request)
+
+
+def _look_at_queue(plan: Plan) -> None:
+    """Runs that a job is waiting for are in flight, whatever launcher submitted them."""
+    runs = [plan.multirun.run(name) for name in plan.configs]
+    seen = squeue.all_refined([plan.observations[run.name] for run in runs], runs)
+    plan.observations = dict(zip(plan.configs, seen, strict=True))
+
+
+def _want_again(plan: Plan) -> None:
+    """A sweep that was cancelled is wanted again."""
+    if plan.name is not None:
+        plan.multirun.sweep(plan.name).cancelled.unlink(missing_ok=True)
+
+
+def _check_slurm() -> None:
+    if _under_torchrun():
+        raise UserError("hydra/launcher=slurm starts the processes of every run itself; leave torchrun away")
 
 
 def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
+    secrecy.check(request.command)
     points = expand(request.overrides, request.sweep, request.composer.options)
     single = len(points) == 1 and not request.multirun and not request.sweep.arms
     wanted = [Wanted(point.arm, request.config(point), point.overrides, tuple(point.axes)) for point in points]
@@ -69,13 +111,15 @@ def _parallel(request: LaunchRequest) -> int:
     return int(request.launcher.get("parallel", 1))
 
 
-def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
+def _execute(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> bool:
     """Run what is to run; returns whether it was interrupted."""
     if not todo:
         return False
     runs = [plan.multirun.run(name) for name in todo]
     alone = plan.name is None
-    pool = Pool(runs, parallel, None if alone else _frozen_code(plan), show=alone)
+    timeout_s = 60 * float(request.launcher.get("timeout_min", 0.0))
+    code = None if alone else _frozen_code(plan)
+    pool = Pool(runs, _parallel(request), code, show=alone, timeout_s=timeout_s)
     if alone:
         pool.execute(lambda: None)
     else:

@@ -316,7 +316,7 @@ def freeze(plan: Plan, retry: str) -> None:
     with _accessible(plan.multirun):
         _check_space(plan, retry)
         for name in plan.configs:
-            if plan.observations[name].state not in ("done", "running"):
+            if plan.observations[name].state not in ("done", "running") and plan.observations[name].job is None:
                 _freeze_run(plan.multirun.run(name), plan.configs[name])
         if plan.name is not None:
             _freeze_sweep(plan, plan.multirun.sweep(plan.name))
