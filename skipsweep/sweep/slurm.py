@@ -215,7 +215,8 @@ def _parameters(
         "stderr_to_stdout": settings["stderr_to_stdout"],
         "setup": ["set -e", *(settings["setup"] or []), _path_line(made.code)],
         "additional_parameters": {
-            **settings["additional_parameters"],
+            "wckey": "",  # submitit's own default is one that many clusters refuse
+            **(settings["additional_parameters"] or {}),
             "requeue": True,
             "output": str(folder / "job-%a.out"),
             "error": str(folder / ("job-%a.out" if settings["stderr_to_stdout"] else "job-%a.err")),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from skipsweep.errors import UserError
@@ -39,9 +39,8 @@ class SlurmLauncher:
     mem_per_gpu: str | None = None
     mem_per_cpu: str | None = None
     comment: str | None = None
-    additional_parameters: dict[str, Any] = field(default_factory=lambda: {"wckey": ""})
-    """Other options of sbatch: {reservation: name}. The empty wckey keeps submitit from setting one, which many
-    clusters refuse."""
+    additional_parameters: Any = None
+    """Other options of sbatch: {reservation: name}. wckey is empty unless it is set here: many clusters refuse one."""
     setup: list[str] | None = None
     """Lines of shell before the run starts: module load, source. The job stops at the first that fails."""
     srun_args: list[str] | None = None
@@ -93,7 +92,7 @@ def check(settings: Mapping[str, Any]) -> None:
             raise UserError(f"hydra.launcher.{key}={text!r}: line breaks and control characters cannot be passed on")
         if len(text) > 1000:
             raise UserError(f"hydra.launcher.{key}: longer than 1000 characters")
-    _check_additional(settings["additional_parameters"])
+    _check_additional(settings["additional_parameters"] or {})
 
 
 def _texts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -102,7 +101,9 @@ def _texts(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from ((key, item) for item in items if isinstance(item, str))
 
 
-def _check_additional(parameters: Mapping[str, Any]) -> None:
+def _check_additional(parameters: Any) -> None:
+    if not isinstance(parameters, dict):
+        raise UserError(f"hydra.launcher.additional_parameters={parameters}: write {{option:value}}")
     for key, value in parameters.items():
         if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", str(key)):
             raise UserError(f"hydra.launcher.additional_parameters: {key!r} is no option of sbatch")

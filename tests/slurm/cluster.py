@@ -218,7 +218,7 @@ class Cluster:
         if self.accounting:
             accounting = (
                 "AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
-                f"AccountingStoragePort={ports[3]}"
+                f"AccountingStoragePort={ports[3]}\nAccountingStoragePass={self.root}/run/munge.sock"
             )
         values = {"root": self.root, "user": getpass.getuser(), "ports": ports, "accounting": accounting}
         values |= {"kill_wait": self.kill_wait, "max_array": self.max_array}
