@@ -4,6 +4,8 @@ submitit writes the batch script and calls sbatch; the job itself reads a file t
 so nothing is pickled, and a launcher that dies in between loses nothing.
 """
 
+import contextlib
+import io
 import shlex
 import shutil
 import subprocess
@@ -168,7 +170,8 @@ def _sbatch(
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        return executor._submit_command(shlex.join(command)).job_id
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's errors, and then raises them
+            return executor._submit_command(shlex.join(command)).job_id
     except (FailedJobError, FailedSubmissionError) as problem:
         said = [line for line in str(problem).splitlines() if "sbatch:" in line]
         raise UserError(f"sbatch refused: {'; '.join(said) or problem}") from problem

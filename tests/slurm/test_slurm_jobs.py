@@ -107,6 +107,8 @@ if sys.argv[:1] == ["-m"] and "skipsweep.task" in sys.orig_argv:
         import signal, time
         for _ in range(2):
             if os.fork() == 0:
+                with open(os.environ["CHILDREN"], "a") as f:
+                    f.write("one\\n")
                 while os.getppid() != 1:
                     time.sleep(0.05)
                 os._exit(0)
@@ -144,7 +146,12 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     """One checkpoint and one requeue for every event, and the same bits in the end."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(CHILDREN)
-    place = SlurmPlace(place.runs, place.data, place.cluster, {"PYTHONPATH": str(tmp_path / "site")})
+    place = SlurmPlace(
+        place.runs,
+        place.data,
+        place.cluster,
+        {"PYTHONPATH": str(tmp_path / "site"), "CHILDREN": str(tmp_path / "children")},
+    )
     array = ranks == 1
     seeds = "seed=0,1" if array else "seed=0"
     submitted = place.launch(*DETACHED, *SLOW, f"compute.processes={ranks}", seeds, "sweep.name=s")
@@ -157,6 +164,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
         cause(place.cluster, runs[0])
         until(lambda: place.cluster.job(job_of(runs[0]))["Restarts"] == str(time + 1), 90)  # noqa: B023
     finished(runs)
+    assert len((tmp_path / "children").read_text().split()) >= 2 * ranks * (times + 1)
     assert restarts(runs[0]) == own * times
     assert place.cluster.job(job_of(runs[0]))["Restarts"] == str(times)
     assert_equal_runs(runs[0], straight(ranks)[0])
