@@ -86,6 +86,8 @@ class Supervisor:
         attempts = [lease.next_attempt(run) if run else 0 for run in todo]
         if any(todo):
             code = self._srun(todo, attempts)
+            if code != 0 and not self._is_running():  # a node that is lost does not signal first
+                self.terminated = True
             deaths = deaths_told(self.said)
             for place, (run, attempt) in enumerate(zip(todo, attempts, strict=True)):
                 if run:
@@ -146,7 +148,8 @@ class Supervisor:
         elif seen.is_live or (holder and holder["attempt"] >= attempt):
             return  # somebody else executes it, or has done so; ours has stood back
         said_itself = seen.state in (*FINAL, "preempted") and run.read_status().get("attempt") == attempt
-        lost_peer = seen.cause == "exception" and death is not None and death.signal is not None
+        bereft = (death is not None and death.signal is not None) or (self.terminated and not self._is_alone)
+        lost_peer = seen.cause == "exception" and bereft
         if said_itself and not lost_peer:
             return
         log = run.log(attempt, "err")
@@ -174,6 +177,11 @@ class Supervisor:
     def _was_ours(self, run: RunDir) -> bool:
         claim = submission.claim_of(run)
         return claim is not None and claim.token == self.submission.token
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether runs have no ranks beside them that could be lost."""
+        return self.submission.packed or self.submission.nodes * self.submission.tasks_per_node == 1
 
     def _tell_timeout(self, runs: Sequence[RunDir], why: str = "did not stop in time when SLURM warned") -> None:
         for run in runs:
@@ -233,14 +241,14 @@ def verdict(
 ) -> tuple[str, dict[str, Any]]:
     """(state, cause and message) of a run that could not tell itself."""
     text = "\n".join(said)
+    if terminated:
+        return "preempted", {"cause": "signal", "message": "its job was ended by SLURM"}
     if re.search(r"Node failure|Unable to (?:contact|confirm)|launch failed|Communication connection failure", text):
         return "failed", {"cause": "node", "message": _line_with(said, "srun: error") or "a node failed"}
     if (death and death.out_of_memory) or re.search(r"oom[-_ ]?kill|Out Of Memory", text, re.IGNORECASE):
         return "failed", {"cause": "oom", "message": "the node's memory, or the job's share of it, was used up"}
     if death and death.signal in _WARNINGS:
         return "preempted", {"cause": "signal", "message": f"{death.signal} before training began"}
-    if terminated:
-        return "preempted", {"cause": "signal", "message": "its job was ended"}
     if death and death.signal:
         hint = " (kill -9, or the system had no memory left)" if death.signal == "SIGKILL" else ""
         return "failed", {"cause": "killed", "message": death.signal + hint}

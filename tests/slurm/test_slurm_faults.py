@@ -155,13 +155,30 @@ def test_a_job_that_was_overlooked_leaves_a_run_alone(place: SlurmPlace, tmp_pat
     first = submission.claim_of(run)
     assert first is not None
     job = job_of(run)
-    run.submission.unlink()  # as if the queue had not shown the job
-    assert place.launch("-m", *play, "seed=0", "sweep.name=s").status == 0
-    if place.cluster.job(job)["JobState"] == "PENDING":
-        place.cluster.call("scontrol", "release", job)
-    place.cluster.until(
-        lambda: place.cluster.job(job)["JobState"] in ("COMPLETED", "CANCELLED"), "end of the first job"
+    (tmp_path / "blind").mkdir()
+    (tmp_path / "blind" / "squeue").write_text("#!/bin/sh\n")  # as if the job had reached the queue a moment later
+    (tmp_path / "blind" / "squeue").chmod(0o755)
+    path = {"PATH": f"{tmp_path / 'blind'}:{place.environment['PATH']}"}
+    blind = SlurmPlace(place.runs, place.data, place.cluster, path)
+    assert "submitted 1 run" in blind.launch(*DETACHED, *play, "seed=0", "sweep.name=s").out
+    until(lambda: states([run]) == ["done"])
+    place.cluster.call("scontrol", "release", job)
+    place.cluster.until(lambda: place.cluster.job(job)["JobState"] == "COMPLETED", "end of the first job")
+    assert played(run) == ["began", "done"]
+    assert (
+        "submitted anew since, left alone" in submission.log_of(Path(first.folder), 0).with_suffix(".out").read_text()
     )
+
+
+def test_a_job_that_nobody_needs_leaves_the_queue(place: SlurmPlace, tmp_path: Path) -> None:
+    """A later launch sees that its runs were submitted anew."""
+    play = stand_in(tmp_path / "play", {}, "work(0.5)")
+    hold = ("hydra.launcher.additional_parameters={hold:true}",)
+    assert place.launch(*DETACHED, *play, *hold, "seed=0", "sweep.name=s").status == 0
+    (run,) = place.runs_of("s")
+    run.submission.unlink()
+    assert place.launch("-m", *play, "seed=0", "sweep.name=s").status == 0
+    place.cluster.until(lambda: not place.cluster.call("squeue", "--noheader"), "an empty queue")
     assert played(run) == ["began", "done"]
 
 
