@@ -58,7 +58,7 @@ def well(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> list[floa
 def test_on_this_machine(tmp_path: Path, data_root: Path, well: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", FAULTS["PYTHONPATH"])
     place = Place(tmp_path / "runs", data_root)
-    limit = ("hydra.launcher.parallel=3", "hydra.launcher.timeout_min=1")
+    limit = ("hydra.launcher.parallel=3", "hydra.launcher.timeout_min=0.7")
     check(place, place.launch("-m", *private(tmp_path / "conf", 5), *limit), well)
 
 
