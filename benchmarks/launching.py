@@ -99,9 +99,22 @@ def has(package: str) -> bool:
     return True
 
 
+class Figures(dict[str, float]):
+    """Prints every figure as it comes in."""
+
+    def __init__(self, runs: int):
+        super().__init__()
+        self._runs = runs
+        print(f"{runs} no-op runs, seconds per run", flush=True)
+
+    def __setitem__(self, name: str, took: float) -> None:
+        print(f"{name:55} {took / self._runs:6.3f}", flush=True)
+        super().__setitem__(name, took)
+
+
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    found: dict[str, float] = {}
+    found = Figures(runs)
     with tempfile.TemporaryDirectory(prefix="sl-", ignore_cleanup_errors=True) as text:
         root = Path(text)
         root.chmod(0o755)
@@ -119,12 +132,8 @@ def main() -> None:
                 cluster.empty()
                 if has("hydra-submitit-launcher"):
                     options = ["hydra/launcher=submitit_slurm", limit, "hydra.launcher.timeout_min=20"]
-                    options.append("hydra.launcher.additional_parameters={wckey: ''}")
                     name = "hydra-submitit-launcher, SLURM, 4 jobs at a time"
                     found[name] = hydra(root / "submitit", options, runs, cluster.environment)
-    print(f"{runs} no-op runs, seconds per run")
-    for name, took in found.items():
-        print(f"{name:55} {took / runs:6.3f}")
 
 
 if __name__ == "__main__":

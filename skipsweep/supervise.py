@@ -86,7 +86,7 @@ class Supervisor:
         attempts = [lease.next_attempt(run) if run else 0 for run in todo]
         if any(todo):
             code = self._srun(todo, attempts)
-            if code != 0 and not self._is_running():  # a node that is lost does not signal first
+            if (code or self.said) and not self._is_running():  # srun ends with 0 where a node is lost
                 self.terminated = True
             deaths = deaths_told(self.said)
             for place, (run, attempt) in enumerate(zip(todo, attempts, strict=True)):
@@ -144,6 +144,8 @@ class Supervisor:
         holder = lease.newest(run)
         own = holder is not None and holder["job"] == os.environ["SLURM_JOB_ID"] and holder["attempt"] == attempt
         if holder and own:
+            if self.terminated and lease.is_live(run, holder):
+                return  # srun gave up before the ranks did; they say themselves how it ends
             lease.declare_dead(run, holder)
         elif seen.is_live or (holder and holder["attempt"] >= attempt):
             return  # somebody else executes it, or has done so; ours has stood back
@@ -205,8 +207,9 @@ class Supervisor:
         return subprocess.run(command, capture_output=True, text=True).stdout
 
     def _is_running(self) -> bool:
-        """A cancelled job would come back to life if it were requeued."""
-        return "JobState=RUNNING" in self._job_facts()
+        """Whether it is still this start of the job. A cancelled one would come back to life if it were requeued."""
+        facts = self._job_facts()
+        return "JobState=RUNNING" in facts and f"Restarts={slurm_env.restarts()} " in facts
 
     def _was_preempted(self) -> bool:
         found = re.search(r"PreemptTime=(\S+)", self._job_facts())

@@ -72,12 +72,6 @@ MUTANTS: dict[str, Mutant] = {
         'why = "timeout"',
         "tests/slurm/test_slurm_jobs.py::test_a_job_of_ten_minutes_is_requeued_as_well",
     ),
-    "7 preemption: a cancelled job is requeued": Mutant(
-        "skipsweep/supervise.py",
-        "if waiting and not self.terminated and self._is_running():",
-        "if waiting:",
-        f"{SLURM}::test_a_job_cancelled_by_hand_does_not_come_back",
-    ),
     "10 damaged checkpoints: sums are not compared": Mutant(
         "skipsweep/checkpoint.py",
         'if digest != entry["sha256"]:',

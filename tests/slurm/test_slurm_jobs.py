@@ -35,7 +35,7 @@ def assert_equal_runs(a: RunDir, b: RunDir) -> None:
 
 def finished(runs: list[RunDir], seconds: float = 240) -> None:
     until(lambda: all(run.read_status()["state"] in ("done", "failed") for run in runs), seconds)
-    assert [run.read_status()["state"] for run in runs] == ["done"] * len(runs)
+    assert [run.read_status()["state"] for run in runs] == ["done"] * len(runs), [run.read_status() for run in runs]
 
 
 def test_a_sweep_from_end_to_end(any_cluster: Cluster, tmp_path: Path, data_root: Path) -> None:
