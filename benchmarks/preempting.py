@@ -18,14 +18,15 @@ from cluster import Cluster  # noqa: E402
 from commands import until  # noqa: E402
 from sweeps import SLOW, SlurmPlace, job_of, steps_done  # noqa: E402
 
-from skipsweep import checkpoint, files, submission  # noqa: E402
+from skipsweep import checkpoint, files, lease, submission  # noqa: E402
 from skipsweep.rundir import RunDir  # noqa: E402
 
 
 def once(cluster: Cluster, run: RunDir) -> tuple[float, float, float]:
     """(warning -> checkpoint, warning -> requeue, requeue -> first new row), in seconds."""
-    target, attempt = steps_done(run) + 2, len(list(run.leases.glob("*.json")))
+    target = steps_done(run) + 2
     until(lambda: steps_done(run) >= target, 120)
+    attempt = lease.next_attempt(run)
     warned = time.time()
     cluster.call("scancel", "--signal=USR2", job_of(run))
     until(lambda: run.read_status()["state"] == "preempted", 60)
@@ -34,7 +35,7 @@ def once(cluster: Cluster, run: RunDir) -> tuple[float, float, float]:
     assert claim is not None
     folder = Path(claim.folder)
     requeued = until(lambda: [r["time"] for r in submission.restarts(folder, claim.index) if r["time"] > warned])[0]
-    first = until(lambda: [r["time"] for r in files.read_rows(run.metrics) if r["attempt"] == attempt + 1], 120)[0]
+    first = until(lambda: [r["time"] for r in files.read_rows(run.metrics) if r["attempt"] == attempt], 120)[0]
     return saved - warned, requeued - warned, first - requeued
 
 

@@ -8,6 +8,7 @@ here means that SLURM ends the job itself (cancelled, requeued by somebody, out 
 Imports no torch.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ class Supervisor:
             for place, (run, attempt) in enumerate(zip(todo, attempts, strict=True)):
                 if run:
                     own = deaths.get(place) if self.submission.packed else _first(deaths)
-                    self._conclude(run, attempt, code, own)
+                    with _told(run):
+                        self._conclude(run, attempt, code, own)
         return self._leave(runs, [run for run in todo if run])
 
     def _is_ours(self, run: RunDir) -> bool:
@@ -227,6 +229,15 @@ class Supervisor:
                 return False
             time.sleep(2**attempt)
         return False
+
+
+@contextlib.contextmanager
+def _told(run: RunDir) -> Iterator[None]:
+    """A disk that is full must not keep the other runs of a job from being concluded, or the job from its requeue."""
+    try:
+        yield
+    except OSError as problem:
+        print(f"{run.name}: its status could not be written: {problem}", file=sys.stderr, flush=True)
 
 
 def srun_command(made: Submission, folder: Path, index: int) -> list[str]:

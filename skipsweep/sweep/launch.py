@@ -69,9 +69,11 @@ def _look_at_queue(plan: Plan) -> None:
 
 
 def _want_again(plan: Plan) -> None:
-    """A sweep that was cancelled is wanted again."""
+    """What was cancelled is wanted again."""
     if plan.name is not None:
         plan.multirun.sweep(plan.name).cancelled.unlink(missing_ok=True)
+    for run in map(plan.multirun.run, plan.configs):
+        run.cancelled.unlink(missing_ok=True)
 
 
 def _check_slurm() -> None:

@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 from commands import CHECKOUT, Place, until
 from runs import result, rows
-from sweeps import SLOW, SlurmPlace, job_of, restarts, stand_in, steps_done
+from sweeps import SLOW, SlurmPlace, job_of, played, restarts, stand_in, steps_done
 
 from skipsweep import checkpoint, files
 from skipsweep.rundir import RunDir
@@ -247,6 +247,15 @@ def test_jobs_belong_to_us_alone(place: SlurmPlace, tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o777 == 0o700
         assert folder.owner() == getpass.getuser()
     assert not list(place.runs.rglob("*.pkl"))
+
+
+def test_a_single_run_is_a_job_as_well(place: SlurmPlace, tmp_path: Path) -> None:
+    done = place.launch(*stand_in(tmp_path / "play", {}), "seed=4")
+    assert (done.status, done.err) == (0, "")
+    (run,) = place.multirun.all_runs()
+    assert played(run) == ["began", "done"]
+    assert f"run: {run.path}" in done.out
+    assert (run.path / "slurm").stat().st_mode & 0o777 == 0o700
 
 
 def test_ctrl_c_leaves_the_jobs_running(place: SlurmPlace, tmp_path: Path) -> None:
