@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from skipsweep import lease, submission
 from skipsweep.rundir import RunDir
 from skipsweep.status import FINAL, Observation
+from skipsweep.submission import Claim
 
 TIMEOUT_S = 30.0
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -56,7 +57,10 @@ class Queue:
 
     def find(self, run: RunDir) -> Job | None:
         """The job that may execute `run`."""
-        claim = submission.claim_of(run)
+        return self.of(submission.claim_of(run))
+
+    def of(self, claim: Claim | None) -> Job | None:
+        """The job of a claim."""
         return self.jobs.get((claim.token, claim.index)) if claim else None
 
 
@@ -89,9 +93,10 @@ def _parse(row: str) -> tuple[tuple[str, int], Job] | None:
 
 def refined(seen: Observation, run: RunDir, queue: Queue) -> Observation:
     """`seen`, as the queue shows it: a run is only waited for where there is a job that will execute it."""
-    if seen.state in (*FINAL, "new", "planned") or submission.claim_of(run) is None:
+    claim = None if seen.state in (*FINAL, "new", "planned") else submission.claim_of(run)
+    if claim is None:
         return seen
-    job = queue.find(run)
+    job = queue.of(claim)
     if seen.is_live:
         return replace(seen, job=job.id if job else None)
     if job is None:

@@ -93,7 +93,7 @@ def make_plan(request: LaunchRequest) -> Plan:
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
     """Print points, runs and what is to run."""
     todo = plan.to_run(request.retry)
-    show.plan(plan, todo, planning.estimate_seconds(plan, todo, _parallel(request)))
+    show.plan(plan, todo, planning.estimate_seconds(plan, todo, _at_a_time(request, len(todo))))
 
 
 def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
@@ -105,8 +105,16 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
-        "seconds": planning.estimate_seconds(plan, todo, _parallel(request)),
+        "seconds": planning.estimate_seconds(plan, todo, _at_a_time(request, len(todo))),
     }
+
+
+def _at_a_time(request: LaunchRequest, runs: int) -> int:
+    """How many runs will be executed side by side, as far as is known here."""
+    if not on_slurm(request):
+        return _parallel(request)
+    packed = slurm.PACK if request.launcher["pack"] else 1
+    return max(1, min(runs, request.launcher["array_parallelism"] * packed))
 
 
 def _parallel(request: LaunchRequest) -> int:
