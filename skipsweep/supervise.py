@@ -14,7 +14,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,28 +114,22 @@ class Supervisor:
             None if run is None else (str(run.path), attempt) for run, attempt in zip(runs, attempts, strict=True)
         ]
         assignment = Assignment(places, self.submission.packed)
-        process = subprocess.Popen(
-            srun_command(self.submission, self.folder, self.index),
-            env={**os.environ, **assignment.to_environment()},
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        reader = threading.Thread(target=self._listen, args=(process,), daemon=True)
-        reader.start()
+        log = self.folder / f"srun-{self.index}.log"  # a pipe may stay open in a child of srun after its end
+        with open(log, "ab") as said:
+            before = said.tell()
+            process = subprocess.Popen(
+                srun_command(self.submission, self.folder, self.index),
+                env={**os.environ, **assignment.to_environment()},
+                stdin=subprocess.DEVNULL,
+                stderr=said,
+            )
         while process.poll() is None:
             if self.terminated and self._out_of_time():
                 self._tell_timeout([run for run in runs if run])
             time.sleep(POLL_S)
-        reader.join(5)
+        self.said = log.read_bytes()[before:].decode(errors="replace").splitlines()
+        print(*self.said, sep="\n", file=sys.stderr, flush=True)
         return process.returncode
-
-    def _listen(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            self.said.append(line.rstrip())
-            print(line, end="", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------------------ the outcome
 
