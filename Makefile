@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 
-.PHONY: demo test lint nightly bench gpu clean
+.PHONY: demo test test-slurm slurm lint nightly bench gpu clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## set up, then train one tiny model on real text
@@ -12,6 +13,20 @@ demo: $(READY)  ## set up, then train one tiny model on real text
 
 test: $(READY)  ## set up, then run every test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-slurm: $(READY) slurm  ## install a private SLURM (Debian, Ubuntu) and run the tests that need it
+	SKIPSWEEP_NEEDS_SLURM=1 $(BIN)/python -m pytest tests/slurm
+
+slurm:  ## the daemons that tests start for themselves
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	for program in slurmctld slurmd munged slurmdbd mariadbd sbatch; do \
+	  command -v $$program >/dev/null || lacking="$$lacking $$program"; \
+	done; \
+	[ -z "$$lacking" ] && exit 0; \
+	echo "installing SLURM for tests, for want of$$lacking"; \
+	[ "$$(id -u)" = 0 ] || sudo=sudo; \
+	$$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(SLURM_PACKAGES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

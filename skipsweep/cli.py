@@ -49,17 +49,53 @@ def list_runs(as_json: Json = False, multirun: Folder = "multirun") -> None:
 def status(
     sweep: Annotated[str | None, typer.Argument(help="Name of a sweep; without one: all runs, and the sweeps.")] = None,
     as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until all have ended.")] = False,
     multirun: Folder = "multirun",
 ) -> None:
-    """Where runs stand: running, done, failed with cause; a sweep's arms."""
+    """Where runs stand: submitted, running, done, failed with cause, stuck; a sweep's arms."""
+    from skipsweep import control_cli
     from skipsweep.analyze import listing
 
-    found = listing.status(_multirun(multirun), sweep)
-    if as_json:
-        return _print_json(asdict(found))
-    from skipsweep.sweep import show
+    folder = _multirun(multirun)
 
-    show.status(found)
+    def look() -> listing.Status:
+        return control_cli.with_queue(listing.status(folder, sweep), folder)
+
+    def show_it(found: listing.Status) -> None:
+        if as_json:
+            return _print_json(asdict(found))
+        from skipsweep.sweep import show
+
+        show.status(found)
+
+    if watch:
+        control_cli.watch(look, show_it)
+    else:
+        show_it(look())
+
+
+@app.command()
+def cancel(sweep: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
+    """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
+    from skipsweep import control_cli
+
+    found = control_cli.cancel(_multirun(multirun), sweep)
+    if as_json:
+        return _print_json(found)
+    control_cli.show_cancelled(found)
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Lines from the end of each file.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """What a run printed: its newest attempt, or its job where it never began."""
+    from skipsweep import control_cli
+
+    control_cli.logs(_multirun(multirun), run, lines, follow)
 
 
 @app.command()

@@ -6,12 +6,11 @@ python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WO
 import contextlib
 import datetime
 import errno
+import functools
 import hashlib
 import os
 import random
-import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -33,6 +32,7 @@ from skipsweep.model import count
 from skipsweep.progress import Progress, for_stdout
 from skipsweep.record import Recorder
 from skipsweep.rundir import Multirun, RunDir
+from skipsweep.stop import StopSignal
 from skipsweep.train import Boundary, NonFinite, Trainer
 
 DONE, FAILED, PREEMPTED, HELD = 0, 1, 75, 76
@@ -45,43 +45,15 @@ MIRROR_TIMEOUT_S = 30.0
 """Longest that a run waits for wandb at its end."""
 
 
-class StopSignal:
-    """Set by a signal (or the launcher's death), read at step boundaries: the handler itself does nothing else.
+def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | None = None) -> int:
+    """Train `run` to its end, or until a signal; returns an exit code. Every rank of the run calls this.
 
-    Children that inherit the handler (data loading) ignore it: the scheduler signals every process of a job.
+    `stop`: where the caller listens to signals already.
     """
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self._pid = os.getpid()
-        self._parent = int(os.environ.get("SKIPSWEEP_PARENT", "0"))
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        """Take over SIGTERM, SIGINT and SIGUSR2. Only the main thread of a process may."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: Any) -> None:
-        if os.getpid() == self._pid:
-            self.reason = signal.Signals(number).name
-
-    def watch_parent(self) -> None:
-        """Stop as well when the launcher has died, and nobody would see this run's end."""
-        if self._parent and os.getppid() != self._parent:
-            self.reason = "the launcher died"
-
-
-def execute(run: RunDir, progress: Progress | None = None) -> int:
-    """Train `run` to its end, or until a signal; returns an exit code. Every rank of the run calls this."""
-    with StopSignal() as stop:
+    if stop is not None:
         return _execute(run, stop, progress)
+    with StopSignal() as own:
+        return _execute(run, own, progress)
 
 
 def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> int:
@@ -135,7 +107,7 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
         world.broadcast(None)
         held.release()
         return DONE
-    held.on_beat = stop.watch_parent
+    held.on_beat = functools.partial(_watch, run, stop)
     world.broadcast(held.attempt)
     facts: dict[str, Any] = {"attempt": held.attempt, **_whereabouts(), "started": time.time()}
     facts["log"] = str(run.log(held.attempt, "err"))
@@ -161,6 +133,13 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
     if state[0] != "failed":
         world.broadcast("concluded")
     return code
+
+
+def _watch(run: RunDir, stop: StopSignal) -> None:
+    """What else than a signal tells a run to stop."""
+    stop.watch_parent()
+    if run.cancelled.exists():
+        stop.reason = "cancelled"
 
 
 def _keep_traceback(log: Path) -> None:

@@ -141,6 +141,12 @@ def acquire(run: RunDir) -> Lease:
     return lease
 
 
+def declare_dead(run: RunDir, holder: dict[str, Any]) -> None:
+    """Release the lease of a holder that cannot any more. For whoever has seen its process end."""
+    content = {**holder, "released": True}
+    files.write_json(_path(run, holder["attempt"]), content, durable=False)
+
+
 def _claim(attempt: int) -> dict[str, Any]:
     return {
         "attempt": attempt,

@@ -56,6 +56,16 @@ class RunDir:
         return self.path / "serves.json"
 
     @property
+    def submission(self) -> Path:
+        """Which SLURM job may execute it."""
+        return self.path / "submission.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """There while nobody is to go on with it; the next launch removes it."""
+        return self.path / "cancelled"
+
+    @property
     def leases(self) -> Path:
         return self.path / "lease"
 
@@ -168,6 +178,11 @@ class SweepDir:
     @property
     def code(self) -> Path:
         return self.path / "code"
+
+    @property
+    def cancelled(self) -> Path:
+        """There while nobody waits for its runs; the next launch removes it."""
+        return self.path / "cancelled"
 
     @property
     def report(self) -> Path:

@@ -25,6 +25,10 @@ class Observation:
     """step, steps, loss, val_loss, tokens_per_s, left_s of the present or last attempt."""
     attempt: int | None = None
     """The attempt that the state is about; None before the first."""
+    job: str | None = None
+    """The scheduler's job that executes it or is going to, where its queue was asked."""
+    stuck: str | None = None
+    """Why it will not go on unless somebody does something."""
 
     @property
     def is_live(self) -> bool:

@@ -18,7 +18,7 @@ from skipsweep.errors import UserError
 from skipsweep.sweep import entry, hydra_schema
 from skipsweep.sweep.entry import CONF, from_command_line
 from skipsweep.sweep.expand import expand
-from skipsweep.sweep.request import LAUNCHERS, LaunchRequest, LocalLauncher, Point
+from skipsweep.sweep.request import LaunchRequest, LocalLauncher, Point
 
 CHECKOUT = CONF.parent
 NEEDS = {("data", "text"): ["data.path=x"]}
@@ -88,7 +88,7 @@ def test_the_request_holds_what_was_asked_for():
     request = from_command_line(["-m", "experiment=demo", "plan=true", "retry=failed", "hydra.launcher.parallel=2"])
     assert request.command == ["launch.py", "-m", *request.overrides, "hydra.launcher.parallel=2"]
     assert request.overrides == ["experiment=demo", "plan=true", "retry=failed"]
-    assert request.launcher == {"name": "local", "parallel": 2}
+    assert request.launcher == {"kind": "local", "name": "local", "parallel": 2, "timeout_min": 0.0}
     assert (request.plan, request.retry, request.multirun) == (True, "failed", True)
     assert list(request.sweep.arms) == ["none", "one", "two"]
 
@@ -104,13 +104,13 @@ def test_a_sweep_is_one_without_the_flag():
         (["hydra.launcher.paralel=2"], "no key paralel in hydra.launcher; did you mean parallel?"),
         (
             ["+hydra.launcher.speed=2"],
-            "hydra.launcher.speed: unknown key of hydra/launcher=local; valid: name, parallel",
+            "hydra.launcher.speed: unknown key of hydra/launcher=local; valid: name, parallel, timeout_min",
         ),
         (["hydra.launcher.parallel=0"], "hydra.launcher.parallel=0: at least 1"),
         (["hydra.launcher.parallel=x"], "could not be converted to Integer"),
-        (["hydra.launcher.name=slurm"], "hydra/launcher=local: not a launcher of skipsweep; valid: local"),
+        (["hydra.launcher.name=slurm"], "hydra.launcher.name=slurm: write hydra/launcher=slurm"),
         (["hydra/launcher=basic"], "hydra/launcher=basic: not a launcher of skipsweep; valid: local"),
-        (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such choice; valid: local"),
+        (["hydra/launcher=slrm"], "hydra/launcher=slrm: no such choice; did you mean slurm?"),
         (["head_type=5"], "head_type takes the name of one choice; valid: add"),
         (["seed"], "cannot read override 'seed': it has no value; valid: KEY=VALUE"),
     ],
@@ -372,14 +372,36 @@ def test_a_checkout_elsewhere_works_from_any_folder_and_leaves_nothing_there(tmp
     command = [sys.executable, "-W", "error", str(copy / "launch.py"), "-m", "skip_layers=1,[2,3]"]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
-    launcher = {"name": "local", "parallel": 1}
+    launcher = {"kind": "local", "name": "local", "parallel": 1, "timeout_min": 0.0}
     assert done.stdout == f"{copy / 'skipsweep/sweep/entry.py'} {launcher} ['skip_layers=1,[2,3]']\n"
     assert done.returncode == 5
     assert list(elsewhere.iterdir()) == []
 
 
-def test_launchers_have_names_of_their_own():
-    assert {name: settings().name for name, settings in LAUNCHERS.items()} == {name: name for name in LAUNCHERS}
+def test_slurm_brings_a_machine_with_eight_gpus_unless_another_is_named():
+    def machine(*arguments):
+        request = from_command_line(["-m", "hydra/launcher=slurm", *arguments])
+        (point,) = expand(request.overrides, request.sweep, request.composer.options)
+        return request.config(point).compute
+
+    assert (machine().device, machine().nodes, machine().gpus) == ("cuda", 1, 8)
+    assert machine("compute.nodes=2").nodes == 2
+    assert machine("compute=cpu").device == "cpu"
+    assert machine("compute=gpu").gpus == 1
+
+
+def test_keys_of_slurm_are_checked():
+    request = from_command_line(["hydra/launcher=slurm", "hydra.launcher.partition=low", "hydra.launcher.detach=true"])
+    assert request.launcher["kind"] == "slurm"
+    assert (request.launcher["partition"], request.launcher["detach"]) == ("low", True)
+    for wrong, told in (
+        ("hydra.launcher.partitoin=x", "did you mean partition?"),
+        ("+hydra.launcher.extra=1", "unknown key of hydra/launcher=slurm"),
+        ("hydra.launcher.timeout_min=long", "could not be converted to Integer"),
+        ("hydra.launcher.nodes=2", "write compute.nodes=..."),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            from_command_line(["hydra/launcher=slurm", wrong])
 
 
 def test_a_bug_of_ours_is_not_taken_for_bad_input():

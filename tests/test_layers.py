@@ -14,13 +14,14 @@ PACKAGE = "skipsweep"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "files", "progress", "provenance"),
+    ("config", "files", "progress", "provenance", "secrecy", "slurm_env", "assignment", "stop"),
     ("rundir",),
-    ("lease", "mirror"),
+    ("lease", "mirror", "submission"),
     ("status",),
     ("distributed", "optim.schedule"),
-    ("data", "analyze"),
+    ("data", "analyze", "squeue", "supervise"),
     ("model", "optim"),
+    ("control", "sweep.slurm_settings"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
     ("sweep.hydra_schema", "sweep.identity", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
@@ -31,9 +32,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("record",),
     ("job",),
-    ("sweep.local",),
+    ("task",),
+    ("sweep.local", "sweep.slurm"),
     ("sweep.launch",),
     ("sweep.entry",),
+    ("control_cli",),
     ("cli", "hydra_plugins", "launch"),
 )
 """From the bottom up. A unit (a module, or a whole package) may import itself and units of earlier rows, not its
@@ -45,7 +48,7 @@ READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "rundir", "status")
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "hydra": ("sweep", "hydra_plugins", "launch"),
     "omegaconf": ("sweep", "hydra_plugins", "launch"),
-    "submitit": ("sweep.launch", "job"),
+    "submitit": ("sweep.slurm",),
     "wandb": ("mirror", "dashboard"),
     "huggingface_hub": ("data.hub",),
     "httpx2": ("data.hub",),

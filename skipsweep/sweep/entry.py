@@ -136,11 +136,12 @@ def from_command_line(arguments: Sequence[str], config_dir: Path = CONF) -> Laun
 def _request(master: DictConfig, loader: Any, command: list[str], multirun: bool) -> LaunchRequest:
     hydra = master.hydra
     composer = Composer(loader, hydra.job.config_name, _texts(hydra.overrides.hydra))
+    launcher = _launcher(hydra)
     return LaunchRequest(
         command=command,
-        overrides=_texts(hydra.overrides.task),
+        overrides=[*_machine(hydra, launcher), *_texts(hydra.overrides.task)],
         composer=composer,
-        launcher=_launcher(hydra),
+        launcher=launcher,
         sweep=from_dict(Sweep, _values(master.sweep), "sweep."),
         plan=master.plan,
         retry=master.retry,
@@ -151,6 +152,15 @@ def _request(master: DictConfig, loader: Any, command: list[str], multirun: bool
 def _launcher(hydra: DictConfig) -> dict[str, Any]:
     choice = hydra.runtime.choices.get("hydra/launcher")
     return check_launcher(str(choice), _values(hydra.launcher) if hydra.launcher is not None else {})
+
+
+def _machine(hydra: DictConfig, launcher: dict[str, Any]) -> list[str]:
+    """On a cluster a run gets a whole node with its GPUs, unless the command line or the experiment says otherwise."""
+    keys = [grammar.parse(text).key_or_group for text in _texts(hydra.overrides.task)]
+    said = any(key == "compute" or str(key).startswith("compute.device") for key in keys)
+    if launcher["kind"] != "slurm" or said or hydra.runtime.choices.get("compute") != "cpu":
+        return []
+    return ["compute=h100x8"]
 
 
 def _texts(node: Any) -> list[str]:

@@ -21,7 +21,8 @@ def freeze(plan: Plan, retry: str) -> None:
     with accessible(plan.multirun):
         _check_space(plan, retry)
         for name in plan.configs:
-            if plan.observations[name].state not in ("done", "running"):
+            # one whose job waits in a queue executes what was frozen for it
+            if plan.observations[name].state not in ("done", "running") and plan.observations[name].job is None:
                 _freeze_run(plan.multirun.run(name), plan.configs[name])
         if plan.name is not None:
             _freeze_sweep(plan, plan.multirun.sweep(plan.name))

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from skipsweep import provenance
+from skipsweep import provenance, secrecy, squeue
 from skipsweep.analyze import arms
 from skipsweep.config import world_size
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep import show
+from skipsweep.sweep import show, slurm
 from skipsweep.sweep.estimate import estimate_seconds
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.fetch import fetch, to_download
@@ -33,18 +33,62 @@ def launch(request: LaunchRequest) -> int:
     """
     plan = make_plan(request)
     _check_torchrun(plan)
+    if on_slurm(request):
+        _check_slurm()
+        _look_at_queue(plan)
     show_plan(plan, request)
     if request.plan:
         _let_go()
         return 0
     fetch(plan, plan.to_run(request.retry))
     freeze(plan, request.retry)
-    interrupted = _execute(plan, plan.to_run(request.retry), _parallel(request))
-    return _conclude(plan, interrupted, request)
+    _want_again(plan)
+    todo = plan.to_run(request.retry)
+    if on_slurm(request):
+        return _on_slurm(plan, todo, request)
+    return _conclude(plan, _execute(plan, todo, request), request)
+
+
+def on_slurm(request: LaunchRequest) -> bool:
+    """Whether runs become jobs."""
+    return request.launcher.get("kind") == "slurm"
+
+
+def _on_slurm(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> int:
+    """Submit and wait, or return; the exit status is that of the runs, where it was waited for them."""
+    left = bool(todo) and slurm.execute(plan, todo, request.launcher)
+    if request.launcher["detach"]:
+        show.come_back(plan.name, "submitted")
+        return 0
+    if left:
+        show.come_back(plan.name, "the jobs go on")
+        return INTERRUPTED
+    return _conclude(plan, False, request)
+
+
+def _look_at_queue(plan: Plan) -> None:
+    """Runs that a job is waiting for are in flight, whatever launcher submitted them."""
+    runs = [plan.multirun.run(name) for name in plan.configs]
+    seen = squeue.all_refined([plan.observations[run.name] for run in runs], runs)
+    plan.observations = dict(zip(plan.configs, seen, strict=True))
+
+
+def _want_again(plan: Plan) -> None:
+    """What was cancelled is wanted again."""
+    if plan.name is not None:
+        plan.multirun.sweep(plan.name).cancelled.unlink(missing_ok=True)
+    for run in map(plan.multirun.run, plan.configs):
+        run.cancelled.unlink(missing_ok=True)
+
+
+def _check_slurm() -> None:
+    if _under_torchrun():
+        raise UserError("hydra/launcher=slurm starts the processes of every run itself; leave torchrun away")
 
 
 def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
+    secrecy.check(request.command)
     points = expand(request.overrides, request.sweep, request.composer.options)
     single = len(points) == 1 and not request.multirun and not request.sweep.arms
     wanted = [Wanted(point.arm, request.config(point), point.overrides, tuple(point.axes)) for point in points]
@@ -54,7 +98,7 @@ def make_plan(request: LaunchRequest) -> Plan:
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
     """Print points, runs and what is to run."""
     todo = plan.to_run(request.retry)
-    show.plan(plan, todo, estimate_seconds(plan, todo, _parallel(request)))
+    show.plan(plan, todo, estimate_seconds(plan, todo, _at_a_time(request, len(todo))))
     show.download(to_download(plan, todo))
 
 
@@ -67,16 +111,24 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
-        "seconds": estimate_seconds(plan, todo, _parallel(request)),
+        "seconds": estimate_seconds(plan, todo, _at_a_time(request, len(todo))),
         "to_download": to_download(plan, todo),
     }
+
+
+def _at_a_time(request: LaunchRequest, runs: int) -> int:
+    """How many runs will be executed side by side, as far as is known here."""
+    if not on_slurm(request):
+        return _parallel(request)
+    packed = slurm.PACK if request.launcher["pack"] else 1
+    return max(1, min(runs, request.launcher["array_parallelism"] * packed))
 
 
 def _parallel(request: LaunchRequest) -> int:
     return int(request.launcher.get("parallel", 1))
 
 
-def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
+def _execute(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> bool:
     """Run what is to run; returns whether it was interrupted."""
     runs = [plan.multirun.run(name) for name in todo]
     if not runs:
@@ -84,17 +136,20 @@ def _execute(plan: Plan, todo: Sequence[str], parallel: int) -> bool:
         return False
     if _under_torchrun():
         return _lead(runs[0])
-    return _execute_single(runs[0]) if plan.name is None else _execute_sweep(plan, runs, parallel)
+    timeout_s = 60 * float(request.launcher.get("timeout_min", 0.0))
+    if plan.name is None:
+        return _execute_single(runs[0], timeout_s)
+    return _execute_sweep(plan, runs, _parallel(request), timeout_s)
 
 
-def _execute_single(run: RunDir) -> bool:
-    pool = Pool([run], 1, None, show=True)
+def _execute_single(run: RunDir, timeout_s: float) -> bool:
+    pool = Pool([run], 1, None, show=True, timeout_s=timeout_s)
     pool.execute(lambda: None)
     return pool.stopping
 
 
-def _execute_sweep(plan: Plan, runs: Sequence[RunDir], parallel: int) -> bool:
-    pool = Pool(runs, parallel, _frozen_code(plan), show=False)
+def _execute_sweep(plan: Plan, runs: Sequence[RunDir], parallel: int, timeout_s: float) -> bool:
+    pool = Pool(runs, parallel, _frozen_code(plan), show=False, timeout_s=timeout_s)
     with show.Watch(runs, plan.observations) as watch:
         pool.execute(watch.tick)
     return pool.stopping

@@ -38,6 +38,10 @@ class Execution:
     started: float = field(default_factory=time.time)
     told: bool = False
     """Whether we told it to stop."""
+    timeout_s: float = 0.0
+    """Seconds after which it is stopped; 0: never."""
+    overdue: bool = False
+    """Whether it was stopped for that."""
     failed_rank: int | None = None
     """The first process that ended with another code than 0; the others may only have missed it."""
     _kill_at: float | None = None
@@ -50,6 +54,9 @@ class Execution:
             self._kill_in(PEER_GRACE_S)  # some collectives wait for ever for a peer that will not come
         if None not in codes:
             return 0 if self.failed_rank is None else codes[self.failed_rank]
+        if self.timeout_s and not self.told and time.time() - self.started > self.timeout_s:
+            self.overdue = True
+            self.stop()
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             self._signal(signal.SIGKILL)
         return None
@@ -120,6 +127,9 @@ def conclude(execution: Execution, exit_code: int) -> None:
     """Give a run whose processes have ended a status, if it could not do so itself (killed, or died at import)."""
     run = execution.run
     execution.close()
+    if execution.overdue and exit_code != HELD:
+        _publish_timeout(execution)
+        return
     seen = observe(run)
     if exit_code in (PREEMPTED, HELD) or seen.is_live or lease.next_attempt(run) > execution.attempt + 1:
         return  # it said so itself, or is another's by now
@@ -138,6 +148,14 @@ def conclude(execution: Execution, exit_code: int) -> None:
     else:
         cause, message = "exception", _last_line(execution.log) or f"exit code {exit_code}"
     _publish(run, "failed", cause=cause, message=message, **details)
+
+
+def _publish_timeout(execution: Execution) -> None:
+    """It was stopped for taking too long; unless it was done at that very moment."""
+    if execution.run.read_status()["state"] != "done":
+        message = f"stopped after {execution.timeout_s / 60:g} min (hydra.launcher.timeout_min)"
+        details = {"attempt": execution.attempt, "log": str(execution.log) if execution.log else None}
+        _publish(execution.run, "failed", cause="timeout", message=message, ended=time.time(), **details)
 
 
 def _is_new(execution: Execution) -> bool:
@@ -173,6 +191,7 @@ class Pool:
     parallel: int
     code: Path | None
     show: bool = False
+    timeout_s: float = 0.0
     stopping: bool = False
     _waiting: list[RunDir] = field(default_factory=list)
     _active: list[Execution] = field(default_factory=list)
@@ -223,6 +242,7 @@ class Pool:
     def _begin(self, run: RunDir) -> None:
         try:
             execution = start(run, self.code, self._threads(run), self.show)
+            execution.timeout_s = self.timeout_s
             self._active.append(execution)
             if self.stopping:  # told between the two lines above
                 execution.stop()

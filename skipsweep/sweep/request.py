@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from skipsweep.config import Config, Sweep
 from skipsweep.errors import UserError
+from skipsweep.sweep import slurm_settings
+from skipsweep.sweep.slurm_settings import SlurmLauncher
 
 
 @dataclass
@@ -15,9 +17,11 @@ class LocalLauncher:
     name: str = "local"
     parallel: int = 1
     """Runs at a time; they share the machine's cores."""
+    timeout_min: float = 0.0
+    """Minutes after which a run is stopped and has failed (timeout); 0: never."""
 
 
-LAUNCHERS: dict[str, type] = {"local": LocalLauncher}
+LAUNCHERS: dict[str, type] = {"local": LocalLauncher, "slurm": SlurmLauncher}
 """Choices of `hydra/launcher`."""
 
 
@@ -63,7 +67,7 @@ class LaunchRequest:
     """Of the run, sweeps unexpanded; nothing of Hydra's own."""
     composer: Composes
     launcher: dict[str, Any]
-    """Settings of the chosen launcher; `name` says which."""
+    """Settings of the chosen launcher; `kind` says which."""
     sweep: Sweep
     """The question, as composed from the command line without its axes."""
     plan: bool = False
@@ -84,15 +88,19 @@ class LaunchRequest:
 
 
 def check_launcher(choice: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings`, if they are those of a launcher of ours. Raises UserError else."""
-    if settings.get("name") not in LAUNCHERS:
+    """`settings`, if they are those of a launcher of ours, with its name as `kind`. Raises UserError else."""
+    if choice not in LAUNCHERS:
         raise UserError(f"hydra/launcher={choice}: not a launcher of skipsweep; valid: {', '.join(sorted(LAUNCHERS))}")
-    known = [f.name for f in fields(LAUNCHERS[settings["name"]])]
+    known = [f.name for f in fields(LAUNCHERS[choice])]
     for key in settings:
         if key not in known:
             raise UserError(f"hydra.launcher.{key}: unknown key of hydra/launcher={choice}; valid: {', '.join(known)}")
-    if settings["name"] != choice:
+    if choice == "slurm":
+        slurm_settings.check(settings)
+    elif settings["name"] != choice:
         raise UserError(f"hydra.launcher.name={settings['name']}: write hydra/launcher={settings['name']}")
     if settings.get("parallel", 1) < 1:
         raise UserError(f"hydra.launcher.parallel={settings['parallel']}: at least 1")
-    return settings
+    if choice == "local" and settings["timeout_min"] < 0:
+        raise UserError(f"hydra.launcher.timeout_min={settings['timeout_min']}: at least 0")
+    return {"kind": choice, **settings}

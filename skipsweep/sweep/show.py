@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,14 @@ def _count(things: Sized, what: str) -> str:
     return f"{len(things)} {what}" + ("" if len(things) == 1 else "s")
 
 
+def come_back(sweep: str | None, what: str) -> None:
+    """What a launcher that does not wait any longer says."""
+    look = f"skipsweep status {sweep}" if sweep else "skipsweep status"
+    console.print(f"{what}; to look: {look} --watch; to wait for the results: the same command again", soft_wrap=True)
+    if sweep:
+        console.print(f"to cancel: skipsweep cancel {sweep}", soft_wrap=True)
+
+
 def headline(sweep: str, question: str | None) -> None:
     """A sweep's name and question."""
     console.print(Text(f"sweep {sweep}", "bold").append(f": {question}" if question else "", "not bold"))
@@ -120,9 +128,14 @@ def place(what: str, path: Path) -> None:
 class Watch:
     """Follows runs: a live table on a terminal, else a line whenever a run's state changes."""
 
-    def __init__(self, runs: Sequence[RunDir], known: Mapping[str, Observation]):
+    def __init__(
+        self,
+        runs: Sequence[RunDir],
+        known: Mapping[str, Observation],
+        look: Callable[[RunDir], Observation] = observe,
+    ):
         """`known`: what has been said of the runs already."""
-        self._runs = runs
+        self._runs, self._look = runs, look
         self._next = 0.0
         self._seen = {run: (one.state, one.attempt) for run, one in known.items() if one.state != "new"}
         self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
@@ -142,7 +155,7 @@ class Watch:
         if not force and time.monotonic() < self._next:
             return
         self._next = time.monotonic() + OBSERVE_EVERY_S
-        seen = [observe(run) for run in self._runs]
+        seen = [self._look(run) for run in self._runs]
         if self._live:
             self._live.update(Group(runs(_worth_showing(seen)), _counts(seen)), refresh=True)
         else:
@@ -157,7 +170,11 @@ class Watch:
 
 
 def _worth_showing(seen: Sequence[Observation]) -> Sequence[Observation]:
-    return seen if len(seen) <= MAX_ROWS else [one for one in seen if one.state in ("running", "failed")][:MAX_ROWS]
+    return (
+        seen
+        if len(seen) <= MAX_ROWS
+        else [one for one in seen if one.state in ("running", "failed") or one.stuck][:MAX_ROWS]
+    )
 
 
 def _counts(seen: Sequence[Observation]) -> Text:
@@ -171,8 +188,10 @@ def runs(seen: Sequence[Observation]) -> Table:
     for one in seen:
         now = one.progress or {}
         step = f"{now['step']}/{now['steps']}" if "step" in now else ""
-        if one.state == "failed":
-            what = f"{one.cause}: {one.message}"
+        if one.stuck:
+            what = f"stuck: {one.stuck}"
+        elif one.state == "failed":
+            what = f"{one.cause}: {one.message}" + (f" ({one.log})" if one.log else "")
         elif one.state == "running" and now:
             what = describe(now)
         else:

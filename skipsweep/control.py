@@ -1,0 +1,129 @@
+"""What a user does to a sweep that runs elsewhere: cancel it, read a run's logs."""
+
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skipsweep import files, lease, squeue, submission
+from skipsweep.errors import UserError
+from skipsweep.rundir import Multirun, RunDir
+from skipsweep.squeue import Queue, Unreachable
+from skipsweep.status import FINAL, observe
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of a sweep's runs."""
+
+    sweep: str
+    runs: list[str] = field(default_factory=list)
+    """Will not be gone on with."""
+    wanted: dict[str, list[str]] = field(default_factory=dict)
+    """Run -> other sweeps that wait for it: left alone."""
+    local: list[str] = field(default_factory=list)
+    """Executed by a launcher on some machine, which has to be stopped itself."""
+    jobs: list[str] = field(default_factory=list)
+    """Taken out of SLURM's queue, or told to end."""
+
+
+def cancel(multirun: Multirun, sweep: str) -> Cancelled:
+    """Stop what the sweep alone waits for. Runs that train save first; the same command again continues them.
+
+    Raises UserError for a sweep that does not exist, or if SLURM does not answer.
+    """
+    folder = multirun.sweep(sweep)
+    plan = files.read_json(folder.plan)
+    if plan is None:
+        known = ", ".join(s.name for s in multirun.all_sweeps()) or "none yet"
+        raise UserError(f"no sweep {sweep} below {multirun.sweeps}; there are: {known}")
+    with files.locked(multirun.path):  # no launcher submits meanwhile
+        folder.cancelled.touch()
+        found = Cancelled(sweep)
+        runs = [multirun.run(name) for name in dict.fromkeys(point["run"] for point in plan["points"])]
+        open_ = [run for run in runs if observe(run).state not in (*FINAL, "new", "planned")]
+        _sort(open_, multirun, sweep, found)
+        _end_jobs([run for run in open_ if run.name in found.runs], found)
+    return found
+
+
+def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str, found: Cancelled) -> None:
+    """Which are ours to cancel."""
+    for run in runs:
+        others = [name for name in run.read_serves() if name != sweep and _waits(multirun, name)]
+        if others:
+            found.wanted[run.name] = others
+        elif submission.claim_of(run) is None:
+            found.local.extend([run.name] if observe(run).is_live else [])
+        else:
+            run.cancelled.touch()
+            found.runs.append(run.name)
+
+
+def _waits(multirun: Multirun, name: str) -> bool:
+    """A single run (`single`) has no folder, and cannot be cancelled as a sweep."""
+    folder = multirun.sweep(name)
+    return not folder.cancelled.exists()
+
+
+def _end_jobs(runs: Sequence[RunDir], found: Cancelled) -> None:
+    """End the jobs of which no run is wanted any more; others see the mark in their run's folder."""
+    try:
+        queue = squeue.read()
+    except Unreachable as problem:
+        raise UserError(f"{problem}; runs are marked as cancelled, their jobs end when they see it") from problem
+    for run in runs:
+        job = queue.find(run)
+        if job and job.id not in found.jobs and all(map(_is_over, _beside(run))):
+            found.jobs.append(job.id)
+    if found.jobs:
+        done = subprocess.run(["scancel", *found.jobs], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"scancel: {done.stderr.strip()}; the runs are marked, their jobs end when they see it")
+    for run in runs:
+        _tell_before_it_began(run, queue)
+
+
+def _beside(run: RunDir) -> list[RunDir]:
+    """The runs of its job that are still its job's: itself, and others where they are packed."""
+    claim = submission.claim_of(run)
+    assert claim is not None
+    members = [RunDir(Path(path)) for path in submission.read(Path(claim.folder)).tasks[claim.index]]
+    return [member for member in members if (other := submission.claim_of(member)) and other.token == claim.token]
+
+
+def _is_over(run: RunDir) -> bool:
+    return run.cancelled.exists() or observe(run).state in FINAL
+
+
+def _tell_before_it_began(run: RunDir, queue: Queue) -> None:
+    """A run that waits has nobody else to write its status."""
+    job = queue.find(run)
+    if observe(run).state in ("submitted", "interrupted") and (job is None or job.is_pending):
+        run.write_status("preempted", cause="cancelled", message="by skipsweep cancel", ended=time.time())
+
+
+# ----------------------------------------------------------------------------------------------------------------- logs
+
+
+def logs(run: RunDir) -> list[Path]:
+    """Files to read, the most telling last: of the newest attempt, or of the job where there was none."""
+    attempt = lease.next_attempt(run) - 1
+    found = [run.log(attempt, "out"), run.log(attempt, "err")] if attempt else []
+    told = run.read_status().get("log")
+    if told and Path(told) not in found:
+        found.append(Path(told))
+    found = [path for path in found if path.exists()]
+    claim = submission.claim_of(run)
+    if claim and not any(path.stat().st_size for path in found):
+        job = submission.log_of(Path(claim.folder), claim.index)
+        found += [path for path in (job.with_suffix(".out"), job) if path.exists() and path not in found]
+    return found
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a file."""
+    with open(path, "rb") as f:
+        f.seek(max(0, path.stat().st_size - 400 * lines))
+        return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])

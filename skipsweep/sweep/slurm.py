@@ -1,0 +1,308 @@
+"""`hydra/launcher=slurm`: submit what is neither finished nor in flight, then wait, or return at once.
+
+submitit writes the batch script and calls sbatch; the job itself reads a file that was written before (`submission`),
+so nothing is pickled, and a launcher that dies in between loses nothing.
+"""
+
+import contextlib
+import io
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipsweep import files, provenance, squeue, submission
+from skipsweep.config import Compute
+from skipsweep.errors import UserError
+from skipsweep.rundir import RunDir
+from skipsweep.squeue import Queue, Unreachable
+from skipsweep.status import FINAL, Observation, observe
+from skipsweep.submission import Submission
+from skipsweep.sweep import show
+from skipsweep.sweep.plan import Plan
+
+PACK = 8
+"""Runs on a node, where they are packed."""
+CPUS_PER_GPU = 8
+ARRAY_SIZE = 1001
+"""SLURM's own default for MaxArraySize."""
+FIRST_LOOK_S, SELDOM_S = 2.0, 30.0
+"""Seconds between two looks at the queue: at first, and after a while."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What jobs of one array have in common."""
+
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    packed: bool
+
+
+# ----------------------------------------------------------------------------------------------------------- submitting
+
+
+def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: Path) -> int:
+    """Submit those of `names` that are neither finished nor in flight; returns how many.
+
+    Raises UserError where SLURM does not answer or refuses.
+    """
+    runs = [plan.multirun.run(name) for name in names]
+    with files.locked(plan.multirun.path):  # another launcher of the same runs looks only when ours are in the queue
+        queue = _queue()
+        fresh = [run for run in runs if not is_in_flight(run, queue)]
+        _cancel_orphans(home_of(plan), fresh, queue)
+        count = 0
+        for shape, members in _by_shape(fresh, settings["pack"]).items():
+            tasks = _tasks(members, shape)
+            parts = list(_cut(tasks, _max_array_size()))
+            for part in parts:
+                _submit_array(plan, part, shape, settings, code, max(1, settings["array_parallelism"] // len(parts)))
+                count += sum(map(len, part))
+    return count
+
+
+def home_of(plan: Plan) -> Path:
+    """Where a launch keeps what it hands to SLURM: the sweep's folder, or that of a single run."""
+    if plan.name is not None:
+        return plan.multirun.sweep(plan.name).path
+    return plan.multirun.run(next(iter(plan.configs))).path
+
+
+def is_in_flight(run: RunDir, queue: Queue) -> bool:
+    """Whether somebody executes the run, or a job waits that will."""
+    seen = observe(run)
+    return seen.is_live or (seen.state not in FINAL and queue.find(run) is not None)
+
+
+def _queue() -> Queue:
+    try:
+        return squeue.read()
+    except Unreachable as problem:
+        raise UserError(f"SLURM cannot be asked ({problem}); nothing was submitted") from problem
+
+
+def _cancel_orphans(home: Path, fresh: Sequence[RunDir], queue: Queue) -> None:
+    """Take jobs of earlier launches out of the queue that none of their runs would let execute any more."""
+    own = {folder.name: folder for folder in (home / submission.FOLDER).glob("*") if (folder / "tasks.json").exists()}
+    anew = {run.path for run in fresh}
+    for (token, index), job in queue.jobs.items():
+        if token not in own or not job.is_pending:
+            continue
+        runs = [RunDir(Path(path)) for path in submission.read(own[token]).tasks[index]]
+        claims = [submission.claim_of(run) for run in runs if run.path not in anew]
+        if not any(claim and claim.token == token for claim in claims):
+            subprocess.run(["scancel", job.id], capture_output=True)
+
+
+def _by_shape(runs: Sequence[RunDir], pack: bool) -> dict[Shape, list[RunDir]]:
+    found: dict[Shape, list[RunDir]] = {}
+    for run in runs:
+        found.setdefault(_shape(run.read_config().compute, pack), []).append(run)
+    return found
+
+
+def _shape(compute: Compute, pack: bool) -> Shape:
+    each = compute.gpus or compute.processes
+    if pack and compute.nodes == each == 1:
+        return Shape(1, PACK, PACK if compute.gpus else 0, True)
+    return Shape(compute.nodes, each, compute.gpus, False)
+
+
+def _tasks(runs: Sequence[RunDir], shape: Shape) -> list[list[RunDir]]:
+    return list(_cut(runs, PACK if shape.packed else 1))
+
+
+def _cut(items: Sequence[Any], size: int) -> Any:
+    return (list(items[i : i + size]) for i in range(0, len(items), size))
+
+
+def _max_array_size() -> int:
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    return ARRAY_SIZE
+
+
+def _submit_array(
+    plan: Plan, tasks: list[list[RunDir]], shape: Shape, settings: Mapping[str, Any], code: Path, parallelism: int
+) -> None:
+    """Write the intent, then call sbatch, then note the id: a death in between is found out from the queue."""
+    python = settings["python"] or sys.executable
+    folder, made = submission.create(
+        home_of(plan),
+        tasks=[[str(run.path) for run in task] for task in tasks],
+        nodes=shape.nodes,
+        tasks_per_node=shape.tasks_per_node,
+        packed=shape.packed,
+        timeout_min=settings["timeout_min"],
+        signal_delay_s=settings["signal_delay_s"],
+        max_num_timeout=settings["max_num_timeout"],
+        python=python,
+        code=str(code),
+        srun_args=list(settings["srun_args"] or []),
+    )
+    if "%" in str(folder):
+        raise UserError(f"{folder}: SLURM would replace the % in this path; set paths.multirun to another")
+    for index, task in enumerate(tasks):
+        for run in task:
+            submission.claim(run, folder, made, index)
+    name = submission.name(settings["name"] or plan.name or tasks[0][0].name, made.token)
+    submission.note_job(folder, _sbatch(folder, made, name, shape, settings, parallelism))
+
+
+def _sbatch(
+    folder: Path, made: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
+) -> str:
+    """Returns the array's id. Raises UserError with sbatch's own words."""
+    executor = _executor(folder, made.python)
+    executor.update_parameters(**_parameters(folder, made, name, shape, settings, parallelism))
+    executor.parameters["map_count"] = len(made.tasks)
+    command = ["exec", made.python, "-P", "-u", "-m", "skipsweep.supervise", str(folder)]
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's errors, and then raises them
+            return executor._submit_command(shlex.join(command)).job_id
+    except (FailedJobError, FailedSubmissionError) as problem:
+        said = [line for line in str(problem).splitlines() if "sbatch:" in line]
+        raise UserError(f"sbatch refused: {'; '.join(said) or problem}") from problem
+
+
+def _executor(folder: Path, python: str) -> Any:
+    import submitit
+
+    if shutil.which("srun") is None:
+        raise UserError("hydra/launcher=slurm: there is no SLURM on this machine (srun is not on the PATH)")
+    return submitit.SlurmExecutor(folder, python=shlex.quote(python))
+
+
+def _parameters(
+    folder: Path, made: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
+) -> dict[str, Any]:
+    """What submitit is told."""
+    passed = (
+        "partition",
+        "qos",
+        "account",
+        "constraint",
+        "exclude",
+        "gres",
+        "cpus_per_gpu",
+        "gpus_per_task",
+        "comment",
+    )
+    passed += ("mem_per_gpu", "mem_per_cpu", "signal_delay_s")
+    parameters = {key: settings[key] for key in passed if settings[key] is not None}
+    cpus = settings["cpus_per_task"] or (CPUS_PER_GPU if shape.gpus_per_node and not settings["cpus_per_gpu"] else None)
+    parameters |= {"cpus_per_task": cpus} if cpus else {}
+    parameters |= {"mem": f"{round(1024 * settings['mem_gb'])}MB"} if settings["mem_gb"] else {}
+    # gpus_per_task already says how many.
+    with_gpus = shape.gpus_per_node and not settings["gpus_per_task"]
+    parameters |= {"gpus_per_node": shape.gpus_per_node} if with_gpus else {}
+    return parameters | {
+        "job_name": name,
+        "time": settings["timeout_min"],
+        "nodes": shape.nodes,
+        "ntasks_per_node": shape.tasks_per_node,
+        "array_parallelism": parallelism,
+        "use_srun": False,  # the batch step starts it, and outlives it
+        "stderr_to_stdout": settings["stderr_to_stdout"],
+        "setup": ["set -e", *(settings["setup"] or []), _path_line(made.code)],
+        "additional_parameters": {
+            "wckey": "",  # submitit's own default is one that many clusters refuse
+            **(settings["additional_parameters"] or {}),
+            "requeue": True,
+            "output": str(folder / "job-%a.out"),
+            "error": str(folder / ("job-%a.out" if settings["stderr_to_stdout"] else "job-%a.err")),
+        },
+    }
+
+
+def _path_line(code: str) -> str:
+    """The frozen sources come first, whatever is installed on the node."""
+    return f'export PYTHONPATH={shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+
+
+# -------------------------------------------------------------------------------------------------------------- waiting
+
+
+class Looker:
+    """Observes runs for as long as somebody waits: files at every look, the queue now and then."""
+
+    def __init__(self) -> None:
+        self._queue: Queue | None = None
+        self._next, self._every = 0.0, FIRST_LOOK_S
+        self._gone: set[str] = set()
+        self.looks = 0
+
+    def refresh(self) -> None:
+        """Ask the queue, if it is time to. An answer that fails to come says nothing."""
+        if time.monotonic() < self._next:
+            return
+        self._every = min(SELDOM_S, self._every * 1.3)
+        try:
+            self._queue = squeue.read()
+            self.looks += 1
+        except Unreachable as problem:
+            print(f"{problem}; asking again", file=sys.stderr, flush=True)
+        self._next = time.monotonic() + self._every
+
+    def __call__(self, run: RunDir) -> Observation:
+        seen = observe(run)
+        return seen if self._queue is None else squeue.refined(seen, run, self._queue)
+
+    def is_settled(self, run: RunDir) -> bool:
+        """Whether nothing more is to come: it has ended, or no job will go on with it."""
+        seen = self(run)
+        if seen.state in FINAL:
+            return True
+        return self._queue is not None and not seen.is_live and seen.job is None
+
+
+def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> bool:
+    """Show how runs go until all of them are settled; returns whether the user had enough of it."""
+    look = Looker()
+    try:
+        with show.Watch(runs, known, look) as watch:
+            while not _all_settled(runs, look):
+                watch.tick()
+                time.sleep(0.2 + len(runs) / 1000)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _all_settled(runs: Sequence[RunDir], look: Looker) -> bool:
+    """Files alone tell of runs that have ended; of others only a queue that was read after them."""
+    look.refresh()
+    open_ = [run for run in runs if not look.is_settled(run)]
+    if open_:
+        return False
+    vanished = [run for run in runs if observe(run).state not in FINAL]
+    if not vanished:
+        return True
+    look._next = 0.0  # a job may have told its end between two looks; so look once more, at both
+    look.refresh()
+    return all(look.is_settled(run) for run in vanished)
+
+
+def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Submit and, unless detached, wait; returns whether the user had enough of waiting."""
+    code = home_of(plan) / "code"
+    code.mkdir(parents=True, exist_ok=True)
+    count = submit(plan, names, settings, provenance.freeze_code(code))
+    elsewhere = len(names) - count
+    print(
+        f"submitted {count} run{'' if count == 1 else 's'}" + (f", {elsewhere} in flight" if elsewhere else ""),
+        flush=True,
+    )
+    return False if settings["detach"] else wait([plan.multirun.run(name) for name in names], plan.observations)

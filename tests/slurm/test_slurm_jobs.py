@@ -1,0 +1,277 @@
+"""Real sweeps as SLURM jobs: what was planned is what runs, and being preempted changes nothing."""
+
+import getpass
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from commands import CHECKOUT, Place, until
+from runs import result, rows
+from sweeps import SLOW, SlurmPlace, job_of, played, restarts, stand_in, steps_done
+
+from skipsweep import checkpoint, files
+from skipsweep.rundir import RunDir
+
+DETACHED = ("-m", "hydra.launcher.detach=true")
+
+
+def weights(run: RunDir) -> list[str]:
+    """Checksums of a finished run's parameters."""
+    (path,) = checkpoint.steps(run.checkpoints)
+    return [entry["sha256"] for entry in files.read_json(path / "manifest.json")["files"].values()]
+
+
+def assert_equal_runs(a: RunDir, b: RunDir) -> None:
+    """In every bit: rows, final loss and weights."""
+    assert rows(a) == rows(b)
+    assert result(a)["val_loss"] == result(b)["val_loss"]
+    assert weights(a) == weights(b)
+
+
+def finished(runs: list[RunDir], seconds: float = 240) -> None:
+    until(lambda: all(run.read_status()["state"] in ("done", "failed") for run in runs), seconds)
+    assert [run.read_status()["state"] for run in runs] == ["done"] * len(runs), [run.read_status() for run in runs]
+
+
+def test_a_sweep_from_end_to_end(any_cluster: Cluster, tmp_path: Path, data_root: Path) -> None:
+    """Bit for bit what the same sweep gives on this machine; the same command again executes nothing."""
+    place = SlurmPlace(tmp_path / "slurm", data_root, any_cluster)
+    local = SlurmPlace(tmp_path / "local", data_root, any_cluster)
+    here = local.launch("-m", "hydra/launcher=local", "seed=0,1", "sweep.name=s")
+    done = place.launch("-m", "seed=0,1", "sweep.name=s")
+    assert (done.status, done.err) == (0, "")
+    assert done.table() == here.table()
+    for ours, theirs in zip(place.runs_of("s"), local.runs_of("s"), strict=True):
+        assert_equal_runs(ours, theirs)
+        any_cluster.until(lambda run=ours: any_cluster.job(job_of(run))["JobState"] == "COMPLETED", "end of the job")
+        assert ours.read_status()["job"]
+    before = place.stamps()
+    again = place.launch("-m", "seed=0,1", "sweep.name=s")
+    assert again.status == 0
+    assert "2 finished, 0 to run" in again.out
+    assert place.stamps() == before
+
+
+# ----------------------------------------------------------------------------------------------------------- preemption
+
+
+def preempt(cluster: Cluster, _: RunDir) -> None:
+    """Somebody with higher priority needs both nodes for a moment."""
+    cluster.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 0.5")
+
+
+def requeue(cluster: Cluster, run: RunDir) -> None:
+    """An administrator does it, with no more warning than SIGTERM."""
+    cluster.call("scontrol", "requeue", job_of(run))
+
+
+def lose_node(cluster: Cluster, run: RunDir) -> None:
+    node = cluster.job(job_of(run))["NodeList"]
+    cluster.fail_node(node)
+    cluster.until(lambda: cluster.job(job_of(run))["JobState"] in ("PENDING", "RUNNING"), "requeue")
+    cluster.resume_node(node)
+
+
+def warn(cluster: Cluster, run: RunDir) -> None:
+    """As SLURM does before the time limit; to every process of the step."""
+    cluster.call("scancel", "--signal=USR2", job_of(run))
+
+
+EVENTS: dict[str, tuple[Callable[[Cluster, RunDir], None], list[str]]] = {
+    "preempted": (preempt, ["preempted"]),
+    "warned": (warn, ["preempted"]),
+    "requeued by an administrator": (requeue, []),
+    "node lost": (lose_node, []),
+}
+"""Event -> what does it, and the requeues that are ours."""
+
+NIGHTLY = pytest.mark.nightly
+CASES = [
+    pytest.param("preempted", 1, 1, id="preempted, 2 jobs of an array"),
+    pytest.param("warned", 1, 2, id="warned, 2 ranks"),
+    pytest.param("requeued by an administrator", 1, 1),
+    pytest.param("node lost", 1, 1),
+    *(pytest.param("preempted", times, 2, id=f"preempted {times} times, 2 ranks", marks=NIGHTLY) for times in (3, 4)),
+    *(pytest.param(e, 3, 1, id=f"{e}, 3 times", marks=NIGHTLY) for e in EVENTS),
+]
+
+CHILDREN = """
+import os, sys, threading
+if sys.argv[:1] == ["-m"] and "skipsweep.task" in sys.orig_argv:
+    def fork():
+        import signal, time
+        for _ in range(2):
+            if os.fork() == 0:
+                with open(os.environ["CHILDREN"], "a") as f:
+                    f.write("one\\n")
+                while os.getppid() != 1:
+                    time.sleep(0.05)
+                os._exit(0)
+    import skipsweep.stop as stop
+    enter = stop.StopSignal.__enter__
+    def entered(self):
+        found = enter(self)
+        fork()
+        return found
+    stop.StopSignal.__enter__ = entered
+"""
+"""Two forked children per rank, with the handlers that they inherit, as data loaders have them."""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Callable[[int], list[RunDir]]:
+    """Runs that nothing happened to, by number of ranks."""
+    found: dict[int, list[RunDir]] = {}
+
+    def get(ranks: int) -> list[RunDir]:
+        if ranks not in found:
+            place = Place(tmp_path_factory.mktemp("straight") / "runs", data_root)
+            done = place.launch("-m", *SLOW, f"compute.processes={ranks}", "seed=0,1", "sweep.name=s")
+            assert done.status == 0, done.err
+            found[ranks] = [place.run_of("s", "run", seed) for seed in (0, 1)]
+        return found[ranks]
+
+    return get
+
+
+@pytest.mark.parametrize(("event", "times", "ranks"), CASES)
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    event: str, times: int, ranks: int, place: SlurmPlace, straight: Callable[[int], list[RunDir]], tmp_path: Path
+) -> None:
+    """One checkpoint and one requeue for every event, and the same bits in the end."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CHILDREN)
+    place = SlurmPlace(
+        place.runs,
+        place.data,
+        place.cluster,
+        {"PYTHONPATH": str(tmp_path / "site"), "CHILDREN": str(tmp_path / "children")},
+    )
+    array = ranks == 1
+    seeds = "seed=0,1" if array else "seed=0"
+    submitted = place.launch(*DETACHED, *SLOW, f"compute.processes={ranks}", seeds, "sweep.name=s")
+    assert submitted.status == 0, submitted.err
+    runs = place.runs_of("s")
+    cause, own = EVENTS[event]
+    for time in range(times):
+        target = steps_done(runs[0]) + 3
+        until(lambda: steps_done(runs[0]) >= target, 120)  # noqa: B023 - called at once
+        cause(place.cluster, runs[0])
+        until(lambda: place.cluster.job(job_of(runs[0]))["Restarts"] == str(time + 1), 90)  # noqa: B023
+    finished(runs)
+    assert len((tmp_path / "children").read_text().split()) >= 2 * ranks * (times + 1)
+    assert restarts(runs[0]) == own * times
+    assert place.cluster.job(job_of(runs[0]))["Restarts"] == str(times)
+    assert_equal_runs(runs[0], straight(ranks)[0])
+    attempts = {row["attempt"] for row in files.read_rows(runs[0].metrics)}
+    assert attempts == set(range(1, times + 2))
+    if own:
+        lost = [row["step"] for row in files.read_rows(runs[0].metrics)]
+        assert len(lost) == len(set(lost)), "a step that was saved was trained again"
+
+
+def test_a_job_of_ten_minutes_is_requeued_as_well(place: SlurmPlace, tmp_path: Path) -> None:
+    """And not taken for one that has used up its time."""
+    play = "work() if (run.path / 'played').exists() else work(60)"
+    command = stand_in(tmp_path / "play", {0: play})
+    short = ("hydra.launcher.timeout_min=10", "hydra.launcher.max_num_timeout=0")
+    assert place.launch(*DETACHED, *command, *short, "seed=0", "sweep.name=s").status == 0
+    (run,) = place.runs_of("s")
+    until(lambda: run.read_status()["state"] == "running")
+    warn(place.cluster, run)
+    finished([run])
+    assert restarts(run) == ["preempted"]
+
+
+# ------------------------------------------------------------------------------------------------ what was planned runs
+
+
+def test_what_runs_is_what_was_planned(place: SlurmPlace, tmp_path: Path) -> None:
+    """Code and configuration are edited while the job is held in the queue."""
+    copy = tmp_path / "checkout"
+    for name in ("skipsweep", "hydra_plugins", "conf"):
+        shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(CHECKOUT / "launch.py", copy / "launch.py")
+    hold = ("hydra.launcher.additional_parameters={hold:true}", "seed=3", "sweep.name=s")
+    env = {**place.environment, "PYTHONPATH": str(copy)}
+    command = [sys.executable, str(copy / "launch.py"), *place.arguments(*DETACHED, *hold)]
+    subprocess.run(command, env=env, check=True)
+    (run,) = place.runs_of("s")
+    seen = place.status("s")["runs"][run.name]
+    assert seen["state"] == "submitted"
+    assert "held" in seen["stuck"]
+    (copy / "skipsweep" / "job.py").write_text("raise SystemExit('edited code')")
+    (copy / "skipsweep" / "supervise.py").write_text("raise SystemExit('edited code')")
+    (copy / "conf" / "schedule" / "trapezoid.yaml").write_text("broken: [")
+    place.cluster.call("scontrol", "release", job_of(run))
+    finished([run])
+    env_json = files.read_json(run.env)["1"]
+    assert env_json["code"] == files.read_json(place.multirun.sweep("s").plan)["code"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- ranks
+
+
+def test_two_nodes_share_a_run(place: SlurmPlace) -> None:
+    """One task per process, on both nodes, with the ranks that SLURM's environment gives them."""
+    done = place.launch("-m", "compute.nodes=2", "compute.processes=2", "seed=0", "sweep.name=s")
+    assert done.status == 0, done.out + done.err
+    (run,) = place.runs_of("s")
+    assert files.read_json(run.env)["1"]["world_size"] == 4
+    facts = place.cluster.job(job_of(run))
+    assert (facts["NumNodes"], facts["NumTasks"]) == ("2", "4")
+
+
+def test_a_node_with_eight_gpus_is_the_default(place: SlurmPlace, tmp_path: Path) -> None:
+    """Nothing is said of the machine: one task per GPU of an 8xH100 node."""
+    command = stand_in(tmp_path / "play", {}, "note(os.environ.get('CUDA_VISIBLE_DEVICES', '')); work()")
+    arguments = super(SlurmPlace, place).arguments("hydra/launcher=slurm", *DETACHED, *command, "seed=0")
+    arguments += ["sweep.name=s", "hydra.launcher.cpus_per_task=1"]
+    subprocess.run([sys.executable, str(CHECKOUT / "launch.py"), *arguments], env=place.environment, check=True)
+    (run,) = place.runs_of("s")
+    finished([run])
+    facts = place.cluster.job(job_of(run))
+    assert (facts["NumNodes"], facts["NumTasks"]) == ("1", "8")
+    assert facts["TresPerNode"] == "gres:gpu:8"
+    assert "0,1,2,3,4,5,6,7" in (run.path / "played").read_text()
+
+
+def test_jobs_belong_to_us_alone(place: SlurmPlace, tmp_path: Path) -> None:
+    place.launch("-m", *stand_in(tmp_path / "play", {}), "seed=0", "sweep.name=s")
+    for folder in (place.multirun.sweep("s").path / "slurm", *place.submissions("s")):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert folder.owner() == getpass.getuser()
+    assert not list(place.runs.rglob("*.pkl"))
+
+
+def test_a_single_run_is_a_job_as_well(place: SlurmPlace, tmp_path: Path) -> None:
+    done = place.launch(*stand_in(tmp_path / "play", {}), "seed=4")
+    assert (done.status, done.err) == (0, "")
+    (run,) = place.multirun.all_runs()
+    assert played(run) == ["began", "done"]
+    assert f"run: {run.path}" in done.out
+    assert (run.path / "slurm").stat().st_mode & 0o777 == 0o700
+
+
+def test_ctrl_c_leaves_the_jobs_running(place: SlurmPlace, tmp_path: Path) -> None:
+    play = stand_in(tmp_path / "play", {}, "work(90)")
+    process = place.start("-m", *play, "seed=0,1", "sweep.name=s")
+    runs = until(lambda: place.multirun.sweep("s").plan.exists() and place.runs_of("s"))
+    until(lambda: all(run.read_status()["state"] == "running" for run in runs))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "the same command again" in out
+    waiting = place.start("-m", *play, "seed=0,1", "sweep.name=s")
+    assert waiting.stdout is not None
+    until(lambda: waiting.stdout.readline() == "submitted 0 runs, 2 in flight\n")
+    for run in runs:
+        (run.path / "go").touch()
+    waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
+    assert place.attempts() == {run.name: 1 for run in runs}
