@@ -104,9 +104,9 @@ def tanh_loss_and_slope(logits: Tensor, targets: Tensor, softcap: float) -> tupl
     """`loss_and_slope` with `tanh_capped`."""
     if not softcap:
         return loss_and_slope(logits, targets, 0.0)
-    capped = tanh_capped(logits, softcap)
+    capped = tanh_capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), softcap)
     loss, slope = loss_and_slope(capped, targets, 0.0)
-    return loss, slope * (1 - (capped / softcap).square())
+    return loss, (slope * (1 - (capped / softcap).square())).to(logits.dtype)
 
 
 CURVES = {"root": (softcapped, loss_and_slope), "tanh": (tanh_capped, tanh_loss_and_slope)}
