@@ -109,6 +109,7 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_mutant_is_caught(name: str, tmp_path: Path) -> None:
     mutant, checkout = MUTANTS[name], copied(tmp_path / "checkout")

@@ -203,7 +203,8 @@ def test_cancel_leaves_what_others_wait_for(place: SlurmPlace, tmp_path: Path) -
     found = json.loads(place.skipsweep("cancel", "one", "--json"))
     assert (found["runs"], found["wanted"]) == ([runs[0].name, runs[2].name], {runs[1].name: ["two"]})
     until(lambda: states(runs) == ["preempted", "running", "preempted"])
-    assert [run.read_status()["cause"] for run in (runs[0], runs[2])] == ["cancelled", "cancelled"]
+    # the job says so last, after its tasks have said that a signal stopped them
+    until(lambda: [run.read_status()["cause"] for run in (runs[0], runs[2])] == ["cancelled", "cancelled"])
     assert played(runs[2]) == []
     place.cluster.until(lambda: len(place.cluster.call("squeue", "--noheader").splitlines()) == 1, "one job")
     assert "Restarts=0" in place.cluster.call("scontrol", "--oneliner", "show", "job", job_of(runs[0]))
