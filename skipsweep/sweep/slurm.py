@@ -8,10 +8,11 @@ import contextlib
 import io
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,13 +273,23 @@ def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> bool:
     """Show how runs go until all of them are settled; returns whether the user had enough of it."""
     look = Looker()
     try:
-        with show.Watch(runs, known, look) as watch:
+        with _interruptible(), show.Watch(runs, known, look) as watch:
             while not _all_settled(runs, look):
                 watch.tick()
                 time.sleep(0.2 + len(runs) / 1000)
     except KeyboardInterrupt:
         return True
     return False
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have SIGINT raise KeyboardInterrupt, also where a shell has started us in the background and so had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _all_settled(runs: Sequence[RunDir], look: Looker) -> bool:
