@@ -284,7 +284,7 @@ def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> bool:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Have SIGINT raise KeyboardInterrupt, also where a shell has started us in the background and so had it ignored."""
+    """Have SIGINT raise KeyboardInterrupt, also where a shell that started us in the background had it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
