@@ -130,3 +130,13 @@ def tokens(cfg: Recipe, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(1)
     ids = torch.randint(cfg.data.vocab_size, (batch, cfg.data.seq_len + 1), generator=source)
     return ids[:, :-1], ids[:, 1:]
+
+
+def shaken(cfg: Recipe) -> GPT:
+    """The model with every parameter moved: zeros and ones would hide what they multiply."""
+    model, source = build(cfg), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            spread = 0.3 if name.endswith("lambdas.weight") else p.shape[-1] ** -0.5
+            p.add_(torch.randn(p.shape, generator=source, dtype=p.dtype) * spread)
+    return model

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_recipes import randomised, recipe, tokens
+from model_recipes import randomised, recipe, shaken, tokens
 from reference_small import EOT, Reference
 from torch import Tensor
 
@@ -33,14 +33,9 @@ def small(*overrides: str, tokenizer: str = "gpt2", vocab: int = 50257) -> RunCo
 
 
 def narrow() -> GPT:
-    """All of its wiring, 48 channels wide, in float64, every parameter moved: zeros hide what they multiply."""
+    """All of its wiring, 48 channels wide, in float64, every parameter moved."""
     sizes = (f"model.dim={DIM}", f"model.heads={HEADS}", "model.dtype=float64")
-    model, source = build(small(*sizes, tokenizer="bytes", vocab=257)), torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            spread = 0.3 if name.endswith("lambdas.weight") else p.shape[-1] ** -0.5
-            p.add_(torch.randn(p.shape, generator=source, dtype=p.dtype) * spread)
-    return model
+    return shaken(small(*sizes, tokenizer="bytes", vocab=257))
 
 
 def names_of_record(model: GPT, of_gradient: bool = False) -> dict[str, Tensor]:

@@ -1,21 +1,20 @@
 """The medium trunk against record 15 written independently: losses, lengths of the stream, gradients."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from model_recipes import shaken
 from reference_trunk import EOT, Reference
 from torch import Tensor
 
 from skipsweep.config import Recipe
 from skipsweep.model import count
-from skipsweep.model.gpt import GPT, build
+from skipsweep.model.gpt import GPT
 from skipsweep.sweep import identity
 from skipsweep.sweep.entry import from_command_line
 
 LAYERS, DIM, HEADS = 16, 32, 2
-DOC = Path(__file__).parents[1] / "docs" / "speedrun.md"
 
 
 def medium(*overrides: str, tokenizer: str = "gpt2", vocab: int = 50257) -> Recipe:
@@ -29,16 +28,6 @@ def narrow(*overrides: str) -> Recipe:
     """The medium trunk, all of its wiring, 32 channels wide, in float64."""
     sizes = (f"model.dim={DIM}", f"model.heads={HEADS}", "model.dtype=float64")
     return medium(*sizes, *overrides, tokenizer="bytes", vocab=257)
-
-
-def shaken(recipe: Recipe) -> GPT:
-    """The model with every parameter moved: zeros and ones would hide what they multiply."""
-    model, source = build(recipe), torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            spread = 0.3 if name.endswith("lambdas.weight") else p.shape[-1] ** -0.5
-            p.add_(torch.randn(p.shape, generator=source, dtype=p.dtype) * spread)
-    return model
 
 
 def names_of_record(model: GPT, of_gradient: bool = False) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def _remove_leftovers(root: Path) -> None:
 def _texts(cfg: Data, folder: Path, progress: Progress | None) -> Corpus:
     parts = documents.split(documents.find(cfg))
     encode, end_of_text = tokenizer.encoder(cfg.tokenizer), tokenizer.end_of_text(cfg.tokenizer)
-    advance = _counter(progress, sum(len(d) for part in parts.values() for d in part))
+    advance = counter(progress, sum(len(d) for part in parts.values() for d in part))
     splits = {}
     for split, part in parts.items():
         tokens = _tokenised(part, encode, end_of_text, advance)
@@ -91,7 +91,7 @@ def _texts(cfg: Data, folder: Path, progress: Progress | None) -> Corpus:
 
 
 def _chain(cfg: Synthetic, folder: Path, progress: Progress | None) -> Corpus:
-    advance = _counter(progress, sum(synthetic.length(cfg, split) for split in ("train", "val")))
+    advance = counter(progress, sum(synthetic.length(cfg, split) for split in ("train", "val")))
     splits = {}
     for split in ("train", "val"):
         tokens = _counted(synthetic.walk(cfg, split), advance)
@@ -139,7 +139,8 @@ def _counted(tokens: Tokens, advance: Callable[[int], None]) -> Tokens:
         advance(len(block))
 
 
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """What is called with every amount done, and tells `progress` the sum and the whole."""
     done = 0
 
     def advance(amount: int) -> None:

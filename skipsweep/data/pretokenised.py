@@ -6,17 +6,15 @@ needs no network, and whatever is downloaded later must be what was listed then.
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from skipsweep.config import HubShards
 from skipsweep.data import corpus, download, hub, shards, tokenizer
+from skipsweep.data.build import Progress, counter
 from skipsweep.data.corpus import Corpus, Origin, Shard, Split, folder_of, read_meta
 from skipsweep.data.fingerprint import of_shards
 from skipsweep.errors import DataError
-
-Progress = Callable[[int, int], None]
-"""Called with bytes that are there, and bytes wanted."""
 
 LISTING_WAITS_S = (1.0, 2.0)
 """Pauses between attempts at a listing: who plans does not wait for long."""
@@ -56,7 +54,7 @@ def fetch(made: Corpus, wanted: Sequence[Shard], revision: str, progress: Progre
         return
     repo, commit = _place(made, missing, revision)
     _check_space(made, missing)
-    advance = _counter(progress, sum(map(_bytes, missing)))
+    advance = counter(progress, sum(map(_bytes, missing)))
     for shard in missing:
         _fetch(made, shard, repo, commit, advance)
 
@@ -174,15 +172,3 @@ def _fetch(made: Corpus, shard: Shard, repo: str, commit: str, advance: download
         advance,
     )
     corpus.note_verified(made, shard)
-
-
-def _counter(progress: Progress | None, total: int) -> download.Advance:
-    done = 0
-
-    def advance(amount: int) -> None:
-        nonlocal done
-        done += amount
-        if progress is not None:
-            progress(done, total)
-
-    return advance
