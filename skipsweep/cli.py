@@ -112,6 +112,31 @@ def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun"
     show.comparison(found)
 
 
+@app.command()
+def inspect(
+    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
+    text: Annotated[
+        str | None, typer.Option("--text", help="Prompt; without one: the start of the validation split.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="Next tokens per position.")] = 5,
+    layers: Annotated[str | None, typer.Option("--layers", help="Layers to decode, e.g. 0,5,7; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the files; default: the run's inspect/.")] = None,
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """What a trained model does: next tokens by layer, lambdas, sizes, contributions; as table, JSON and pictures."""
+    from skipsweep.analyze.compare import find
+    from skipsweep.inspection import command
+
+    folder = _multirun(multirun)
+    found, where = command.run(find(folder, run), text, top, layers, out)
+    if as_json:
+        return _print_json(asdict(found))
+    from skipsweep.inspection import show
+
+    show.inspection(found, where)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def plan(
     overrides: Overrides = None,

@@ -580,6 +580,8 @@ class Record:
     """Seconds between checkpoints, or 20 times what one takes if that is more; 0: by steps alone."""
     keep: int = 2
     """Checkpoints kept while running, at least 2."""
+    inspect: bool = False
+    """Once the result is written, read the weights as `skipsweep inspect` does, into the run's `inspect/`."""
 
 
 @dataclass

@@ -27,6 +27,7 @@ from skipsweep.data.corpus import open_corpus, unigram_entropy
 from skipsweep.data.prefetch import Prefetch
 from skipsweep.distributed import World
 from skipsweep.errors import DataError, UserError
+from skipsweep.inspection import at_end
 from skipsweep.mirror import Mirror
 from skipsweep.model import count
 from skipsweep.progress import Progress, for_stdout
@@ -205,6 +206,8 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
     state = trainer.state()
     if recorder:
         _remember_speed(config, world, recorder.finish(trainer, state, _facts(config, root)))
+        if config.record.inspect:
+            at_end.inspect(run)
     return True
 
 

@@ -1,7 +1,7 @@
 """Every file name of a run and of a sweep, and the code that writes them (multirun/README.md documents both).
 
     multirun/runs/<slug>-<id>/     config.yaml identity.json status.json lease/ env.json metrics.jsonl result.json
-                                   checkpoint/ log/ wandb/
+                                   checkpoint/ log/ wandb/ inspect/
     multirun/sweeps/<name>/        plan.json code/ report/
     multirun/speed.jsonl           measured throughputs, for estimates
 
@@ -88,6 +88,11 @@ class RunDir:
     @property
     def mirror(self) -> Path:
         return self.path / "wandb"
+
+    @property
+    def inspection(self) -> Path:
+        """What `skipsweep inspect` found in its weights."""
+        return self.path / "inspect"
 
     @property
     def reserve(self) -> Path:

@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sweep.chart",),
     ("sweep.show",),
     ("checkpoint",),
+    ("inspection",),
     ("train",),
     ("record",),
     ("job",),
@@ -52,13 +53,15 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "wandb": ("mirror", "dashboard"),
     "huggingface_hub": ("data.hub",),
     "httpx2": ("data.hub",),
-    "torch": ("checkpoint", "distributed", "job", "model", "optim", "record", "train"),
+    "torch": ("checkpoint", "distributed", "inspection", "job", "model", "optim", "record", "train"),
 }
 """Library -> who may know it."""
 
 PLANS_OR_REPORTS = ("analyze", "cli", "hydra_plugins", "launch", "sweep")
 UNDER_TORCHRUN = {("sweep.launch", "job"), ("launch", "job")}
 """The exception: there this process is one of the run's own."""
+RUNS_A_MODEL = {("cli", "inspection.command")}
+"""The other: `skipsweep inspect` neither plans nor reports, but computes."""
 
 Graph = Mapping[str, frozenset[str]]
 """Module -> what it imports: ours without the leading `skipsweep.`, others by their full name."""
@@ -145,7 +148,9 @@ def ways_to(library: str, found: Graph) -> list[str]:
             for target in sorted(found[chain[-1]]):
                 if within(target, library):
                     chains.append(" -> ".join([*chain, target]))
-                elif target in found and target not in seen and (chain[-1], target) not in UNDER_TORCHRUN:
+                elif (
+                    target in found and target not in seen and (chain[-1], target) not in UNDER_TORCHRUN | RUNS_A_MODEL
+                ):
                     seen.add(target)
                     ahead.append([*chain, target])
     return chains
