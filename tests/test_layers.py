@@ -62,6 +62,7 @@ UNDER_TORCHRUN = {("sweep.launch", "job"), ("launch", "job")}
 """The exception: there this process is one of the run's own."""
 RUNS_A_MODEL = {("cli", "inspection.command")}
 """The other: `skipsweep inspect` neither plans nor reports, but computes."""
+EXCEPTIONS = UNDER_TORCHRUN | RUNS_A_MODEL
 
 Graph = Mapping[str, frozenset[str]]
 """Module -> what it imports: ours without the leading `skipsweep.`, others by their full name."""
@@ -148,9 +149,7 @@ def ways_to(library: str, found: Graph) -> list[str]:
             for target in sorted(found[chain[-1]]):
                 if within(target, library):
                     chains.append(" -> ".join([*chain, target]))
-                elif (
-                    target in found and target not in seen and (chain[-1], target) not in UNDER_TORCHRUN | RUNS_A_MODEL
-                ):
+                elif target in found and target not in seen and (chain[-1], target) not in EXCEPTIONS:
                     seen.add(target)
                     ahead.append([*chain, target])
     return chains

@@ -32,6 +32,11 @@ class Lens:
     top: list[list[Guess]]
     """Per position, likeliest first; ties keep all of them, lower ids first."""
 
+    @property
+    def title(self) -> str:
+        """`what`, and where a vector was decoded as it is, that it was."""
+        return self.what if self.normed or self.what == "output" else f"{self.what} (not normed)"
+
 
 @dataclass(frozen=True)
 class Source:

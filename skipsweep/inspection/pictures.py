@@ -3,6 +3,7 @@
 Colours are viridis, or the blue and orange of Okabe & Ito (2008): told apart by all kinds of colour vision.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,11 @@ def save(found: Inspection, folder: Path) -> list[Path]:
 def tokens(found: Inspection) -> Any:
     """Heat map: the likeliest next token at every position, as decoded from every layer, the output and embeddings."""
     rows = [
-        {"at": at, "what": lens.what, "token": _cell(guesses[0].text), "p": guesses[0].p}
+        {"at": at, "what": lens.title, "token": _cell(guesses[0].text), "p": guesses[0].p}
         for lens in found.lens
         for at, guesses in enumerate(lens.top)
     ]
-    order = [lens.what for lens in found.lens]
+    order = [lens.title for lens in found.lens]
     given = [_cell(token.text) for token in found.prompt]
     labels = alt.Axis(
         labelExpr=f"{_list(given)}[datum.value]",
@@ -59,7 +60,9 @@ def tokens(found: Inspection) -> Any:
     )
     heat = base.mark_rect().encode(
         color=alt.Color(
-            "p:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), title="probability of the likeliest next token"
+            "p:Q",
+            scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+            legend=alt.Legend(title="probability of the likeliest next token", titleLimit=0),
         )
     )
     text = base.mark_text(fontSize=9, font="monospace").encode(
@@ -108,6 +111,4 @@ def _cell(text: str) -> str:
 
 def _list(texts: list[str]) -> str:
     """A list of strings as a Vega expression."""
-    import json
-
     return json.dumps(texts)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from skipsweep.inspection.document import Inspection, Lens, visible
+from skipsweep.inspection.document import Inspection, visible
 from skipsweep.sweep.show import console, place, table
 
 
@@ -25,19 +25,17 @@ def inspection(found: Inspection, folder: Path | None) -> None:
 
 def _lens(found: Inspection) -> None:
     """Position by position the likeliest next token of every source; all k stand in the JSON."""
-    shown = table(">at", "read", *map(_title, found.lens), title="\nlikeliest next token and its probability")
+    shown = table(
+        ">at", "read", *(lens.title for lens in found.lens), title="\nlikeliest next token and its probability"
+    )
     for at, token in enumerate(found.prompt):
         cells = (f"{visible(lens.top[at][0].text)} {lens.top[at][0].p:.2f}" for lens in found.lens)
         shown.add_row(str(at), visible(token.text), *cells)
     console.print(shown)
     last = table("from", *[f"{n + 1}." for n in range(len(found.lens[0].top[0]))], title="\nafter the last token")
     for lens in found.lens:
-        last.add_row(_title(lens), *(f"{visible(guess.text)} {guess.p:.3f}" for guess in lens.top[-1]))
+        last.add_row(lens.title, *(f"{visible(guess.text)} {guess.p:.3f}" for guess in lens.top[-1]))
     console.print(last)
-
-
-def _title(lens: Lens) -> str:
-    return lens.what if lens.normed or lens.what == "output" else f"{lens.what} (not normed)"
 
 
 def _sizes(found: Inspection) -> None:
