@@ -16,7 +16,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "files", "progress", "provenance", "secrecy", "slurm_env", "assignment", "stop"),
     ("rundir",),
-    ("lease", "mirror", "submission"),
+    ("imports", "lease", "mirror", "submission"),
     ("status",),
     ("distributed", "optim.schedule"),
     ("data", "analyze", "squeue", "supervise"),
