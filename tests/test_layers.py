@@ -15,7 +15,7 @@ PACKAGE = "skipsweep"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "files", "progress", "provenance", "secrecy", "slurm_env", "assignment", "stop"),
-    ("rundir",),
+    ("published", "rundir"),
     ("imports", "lease", "mirror", "submission"),
     ("status",),
     ("distributed", "optim.schedule"),
