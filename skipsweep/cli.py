@@ -149,6 +149,8 @@ def sync(
     from skipsweep.analyze.compare import find
 
     found = find(_multirun(multirun), run)
+    if not found.config.exists():
+        raise UserError(f"{found.name} has no config.yaml; imported runs cannot be mirrored")
     trouble = mirror.sync(found)
     if trouble is not None:
         print(f"error: wandb: {trouble}", file=sys.stderr)

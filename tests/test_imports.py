@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skipsweep import cli
 from skipsweep.analyze import compare, listing
 from skipsweep.errors import UserError
 from skipsweep.imports.speedrun_log import RULE, parse
 from skipsweep.imports.write import import_logs
 from skipsweep.rundir import Multirun
+from skipsweep.sweep import launch
+from skipsweep.sweep.entry import from_command_line
 
 HEAD = f"import torch\nprint0('step:not/this')\n{RULE}\nRunning PyTorch 2.10\n| H100 |\n{RULE}\n"
 
@@ -167,3 +170,22 @@ def test_a_launched_sweep_is_not_mixed_with_imports(tmp_path: Path) -> None:
     write(multirun.sweep("mine").plan, '{"points": [], "baseline": null}')
     with pytest.raises(UserError, match="was launched"):
         import_logs(multirun, [write(tmp_path / "a" / "a.txt", text())], "mine")
+
+
+def test_an_imported_run_is_not_mirrored_and_its_sweep_not_launched(tmp_path: Path) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    [name] = import_logs(multirun, [write(tmp_path / "a" / "a.txt", text())], "old").runs
+    with pytest.raises(UserError, match="cannot be mirrored"):
+        cli.sync(name, str(multirun.path))
+    with pytest.raises(UserError, match="was imported and cannot be launched"):
+        launch.make_plan(
+            from_command_line(
+                [
+                    "sweep.name=old",
+                    f"paths.multirun={multirun.path}",
+                    f"paths.data={tmp_path / 'data'}",
+                    "experiment=demo",
+                    "-m",
+                ]
+            )
+        )
