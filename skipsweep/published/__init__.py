@@ -56,9 +56,9 @@ def load(name: str) -> Published:
     if name not in _SOURCES:
         raise UserError(f"no published losses called {name}; valid: {', '.join(NAMES)}")
     arms: dict[str, list[float]] = {}
-    with resources.files(__name__).joinpath(f"{name}.csv").open(encoding="utf-8", newline="") as f:
-        for row in csv.DictReader(f):
-            arms.setdefault(_arm(name, row), []).append(float(row["final_val_loss"]))
+    text = resources.files(__name__).joinpath(f"{name}.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        arms.setdefault(_arm(name, row), []).append(float(row["final_val_loss"]))
     file, caveat = _SOURCES[name]
     return Published(name, _ROOT + file, caveat, arms)
 
