@@ -16,6 +16,8 @@ from skipsweep.rundir import Multirun
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Corpora: tokenise, download, list, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+import_app = typer.Typer(help="Logs of other programs, as runs that reports can read.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Folder = Annotated[str, typer.Option("--multirun", help="Folder of runs and sweeps; relative to the checkout.")]
@@ -172,6 +174,8 @@ def sync(
     from skipsweep.analyze.compare import find
 
     found = find(_multirun(multirun), run)
+    if not found.config.exists():
+        raise UserError(f"{found.name} has no config.yaml; imported runs cannot be mirrored")
     trouble = mirror.sync(found)
     if trouble is not None:
         print(f"error: wandb: {trouble}", file=sys.stderr)
@@ -231,6 +235,35 @@ def data_verify(as_json: Json = False, root: Annotated[str | None, typer.Option(
         show.shards(found)
     if any(one["problem"] for one in found):
         raise typer.Exit(1)
+
+
+@import_app.callback()
+def import_group() -> None:
+    """Logs of other programs, as runs that reports can read."""
+
+
+@import_app.command("speedrun-log")
+def import_speedrun_log(
+    paths: Annotated[list[Path], typer.Argument(help="Logs, or folders that hold *.txt and *.log.")],
+    sweep: Annotated[str, typer.Option(help="The sweep they form; importing more into it extends it.")],
+    arm: Annotated[str | None, typer.Option(help="Regular expression on the path: its group names the arm.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Arm that others are compared with; else the first.")] = None,
+    target: Annotated[float | None, typer.Option(help="Target loss, nats per token.")] = None,
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """Text logs of modded-nanogpt, as finished runs of a sweep. Damaged lines are counted and named."""
+    from skipsweep.imports.write import import_logs
+
+    found = import_logs(_multirun(multirun), paths, sweep, arm, baseline, target)
+    if as_json:
+        return _print_json(asdict(found))
+    typer.echo(f"{len(found.runs)} run(s) in sweep {sweep}")
+    for what in ("refused", "unmatched", "repeated", "damaged"):
+        names = getattr(found, what)
+        if names:
+            shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            typer.echo(f"{len(names)} {what}: {shown}", err=True)
 
 
 def main() -> None:

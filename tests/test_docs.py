@@ -43,6 +43,7 @@ def test_launch_examples_can_be_planned(
 
 def test_skipsweep_examples_exist() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups if group.name}
     for line in commands(README, "skipsweep "):
         assert shlex.split(line)[1] in known, line
 

@@ -15,8 +15,8 @@ PACKAGE = "skipsweep"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "files", "progress", "provenance", "secrecy", "slurm_env", "assignment", "stop"),
-    ("rundir",),
-    ("lease", "mirror", "submission"),
+    ("published", "rundir"),
+    ("imports", "lease", "mirror", "submission"),
     ("status",),
     ("distributed", "optim.schedule"),
     ("data", "analyze", "squeue", "supervise"),

@@ -65,7 +65,9 @@ def _arm(
     found = [r for run in runs.values() if (r := results[run]) is not None]
     losses = [r["val_loss"] for r in found]
     pairs = [(results[run], results[base[key]]) for key, run in runs.items() if key in base]
-    differences = [own["val_loss"] - other["val_loss"] for own, other in pairs if own and other]
+    # what was imported has no seed in common: its key says the order of the files
+    both = [(own, other) for own, other in pairs if own and other and "imported" not in own]
+    differences = [own["val_loss"] - other["val_loss"] for own, other in both]
     failed = sum(multirun.run(run).read_status()["state"] == "failed" for run in runs.values() if results[run] is None)
     return Arm(
         name=name,
@@ -78,7 +80,7 @@ def _arm(
         pairs=len(differences),
         steps=found[0]["steps"] if found else None,
         train_time_s=mean([r["train_time_s"] for r in found]),
-        parameters=sum(found[0]["parameters"].values()) if found else None,
+        parameters=sum(found[0]["parameters"].values()) if found and "parameters" in found[0] else None,
         is_baseline=is_baseline,
         same_as=same_as,
     )

@@ -46,11 +46,16 @@ def compare(a: RunDir, b: RunDir) -> Comparison:
     metrics = a.read_metrics(), b.read_metrics()
     return Comparison(
         runs=(a.name, b.name),
-        settings=_differences(leaves(a.read_config()), leaves(b.read_config())),
+        settings=_differences(_settings(a), _settings(b)),
         losses=_losses(*metrics),
         lambdas=_pairs(_last_lambdas(metrics[0]), _last_lambdas(metrics[1])),
         result=_pairs(_final(a), _final(b)),
     )
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """Its configuration; an imported run has none."""
+    return leaves(run.read_config()) if run.config.exists() else {}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -116,6 +116,8 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     with accessible(multirun):
         if name is not None:
             plan.before = files.read_json(multirun.sweep(name).plan) or {}
+            if plan.before.get("imported"):
+                raise UserError(f"sweep {name} was imported and cannot be launched; choose another sweep.name")
         plan.baseline = _baseline(plan)
         _check_runs(plan)
         check_extension(plan)

@@ -1,0 +1,1 @@
+"""Logs of other programs, turned into run folders that reports can read."""

@@ -1,0 +1,210 @@
+"""Parsed logs into run folders and a sweep marked as imported. What a log does not say is left out."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skipsweep import files
+from skipsweep.errors import UserError
+from skipsweep.imports import speedrun_log
+from skipsweep.rundir import Multirun, RunDir
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
+
+
+@dataclass
+class Imported:
+    """What an import did. Every list names files."""
+
+    runs: list[str] = field(default_factory=list)
+    """Runs of the sweep that these files are, in order of arm and file."""
+    refused: list[str] = field(default_factory=list)
+    """No speedrun log, or not readable."""
+    unmatched: list[str] = field(default_factory=list)
+    """Files whose path the arm's expression does not match."""
+    repeated: list[str] = field(default_factory=list)
+    """Files with the very content of an earlier one."""
+    damaged: list[str] = field(default_factory=list)
+    """`file:line` of lines that begin like a step and cannot be read."""
+
+
+def import_logs(
+    multirun: Multirun,
+    paths: Sequence[Path],
+    sweep: str,
+    arm: str | None = None,
+    baseline: str | None = None,
+    target: float | None = None,
+) -> Imported:
+    """Import files, and *.txt and *.log below folders, into `sweep`, which grows when it is one of imports.
+
+    `arm`: regular expression searched in each path; its group named `arm`, else its first group, names the arm.
+    Without it the arm is the name of the file's folder. `target`: nats per token.
+    Raises UserError for bad arguments, a sweep that was launched, or when no file is a log.
+    """
+    if not _NAME.fullmatch(sweep):
+        raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
+    pattern = _compile(arm)
+    found, points = Imported(), []
+    seen: set[str] = set()
+    for path in _walk(paths):
+        label = _arm_of(path, pattern)
+        if label is None:
+            found.unmatched.append(str(path))
+        elif (run := _import_one(multirun, path, found, seen)) is not None:
+            points.append((label, run))
+    if not points:
+        raise UserError(f"none of the {len(found.refused) + len(found.unmatched)} file(s) could be imported")
+    _write_sweep(multirun, sweep, points, baseline, target)
+    for label, run in points:
+        run.note_serves({sweep: {"arm": label, "tags": []}})
+    found.runs = [run.name for _, run in points]
+    return found
+
+
+def _compile(arm: str | None) -> re.Pattern[str] | None:
+    try:
+        pattern = re.compile(arm) if arm is not None else None
+    except re.error as problem:
+        raise UserError(f"--arm {arm!r} is no regular expression: {problem}") from problem
+    if pattern is not None and not pattern.groups:
+        raise UserError(f"--arm {arm!r} has no group; put the part that names the arm in parentheses")
+    return pattern
+
+
+def _walk(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no file or folder {path}")
+        if not path.is_dir():
+            yield path
+            continue
+        for folder, below, names in os.walk(path):
+            below.sort()
+            yield from (Path(folder, n) for n in sorted(names) if n.endswith((".txt", ".log")))
+
+
+def _arm_of(path: Path, pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is None:
+        return path.absolute().parent.name or None
+    hit = pattern.search(str(path))
+    return (hit["arm"] if "arm" in pattern.groupindex else hit[1]) or None if hit else None
+
+
+def _import_one(multirun: Multirun, path: Path, found: Imported, seen: set[str]) -> RunDir | None:
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        found.refused.append(f"{path}: {problem.strerror}")
+        return None
+    log = speedrun_log.parse(content.decode(errors="replace"))
+    if not log.is_log:
+        found.refused.append(f"{path}: no line `step:S/N ... train_time:T ms`")
+        return None
+    found.damaged += [f"{path}:{line}" for line in log.damaged]
+    digest = hashlib.sha256(content).hexdigest()
+    if digest in seen:
+        found.repeated.append(str(path))
+        return None
+    seen.add(digest)
+    run = multirun.run(f"speedrun-log-{digest[:16]}")
+    _write_run(run, log, {"from": str(path.absolute()), "sha256": digest})
+    return run
+
+
+def _write_run(run: RunDir, log: speedrun_log.Log, source: dict[str, str]) -> None:
+    """Write the folder, status last; an earlier import of the same content stands as it is."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    with files.locked(run.path):
+        if run.status.exists():
+            return
+        curve = [row for _, row in sorted(log.rows.items())]
+        files.write_json(run.identity, {"id": run.id, "imported": source, "settings": {}, "recipe": {}}, durable=False)
+        files.write_json(run.env, {"imported": source, "lines": log.hardware}, durable=False)
+        if log.script:
+            files.write_bytes(run.path / "script.txt", log.script.encode(), durable=False)
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in curve)
+        files.write_bytes(run.metrics, lines.encode(), durable=False)
+        failure = _failure(log)
+        if failure is not None:
+            run.write_status("failed", durable=False, imported=source, **failure)
+            return
+        files.write_json(run.result, _result(run, curve, source), durable=False)
+        run.write_status("done", durable=False, imported=source)
+
+
+def _failure(log: speedrun_log.Log) -> dict[str, Any] | None:
+    """Why the run has no final loss, where it has none."""
+    if log.nan_at is not None:
+        return {"cause": "nan", "message": f"val_loss is nan at step {log.nan_at}"}
+    if not log.steps or log.steps not in log.rows:
+        return {
+            "cause": None,
+            "message": f"the log ends at step {log.last_step} of {log.steps}, before a last val_loss",
+        }
+    return None
+
+
+def _result(run: RunDir, curve: list[dict[str, Any]], source: dict[str, str]) -> dict[str, Any]:
+    last = curve[-1]
+    return {
+        "id": run.id,
+        "imported": source,
+        "val_loss": last["val/loss"],
+        "steps": last["step"],
+        "train_time_s": last["train_time_s"],
+        "lambdas": {key: value for key, value in last.items() if key.startswith("lambda/")},
+        "val_curve": [{key: row[key] for key in ("step", "train_time_s", "val/loss")} for row in curve],
+    }
+
+
+def _write_sweep(
+    multirun: Multirun, name: str, new: list[tuple[str, RunDir]], baseline: str | None, target: float | None
+) -> None:
+    folder = multirun.sweep(name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder.path):
+        before = files.read_json(folder.plan) or {}
+        if before and not before.get("imported"):
+            raise UserError(f"sweep {name} was launched, not imported; choose another --sweep")
+        points = _points(before.get("points", []), new)
+        arms = list(dict.fromkeys(point["key"][0] for point in points))
+        chosen = baseline or before.get("baseline") or arms[0]
+        if chosen not in arms:
+            raise UserError(f"--baseline {chosen} is no arm; valid: {', '.join(arms)}")
+        document = {
+            "name": name,
+            "imported": True,
+            "question": before.get("question"),
+            "source": before.get("source"),
+            "target": target if target is not None else before.get("target"),
+            "may_differ": None,
+            "published": before.get("published", {}),
+            "baseline": chosen,
+            "points": points,
+            "commands": before.get("commands", []),
+            "created": before.get("created", time.time()),
+            "updated": time.time(),
+        }
+        files.write_json(folder.plan, document)
+
+
+def _points(known: list[dict[str, Any]], new: list[tuple[str, RunDir]]) -> list[dict[str, Any]]:
+    """Those known and, of the new, the runs not yet among them.
+
+    The seed in a key is the order within the arm and nothing else: speedruns set no seed, so equal ones pair nothing.
+    """
+    points = list(known)
+    runs = {point["run"] for point in points}
+    for arm, run in new:
+        if run.name not in runs:
+            order = sum(point["key"][0] == arm for point in points)
+            empty = {"overrides": [], "sources": [], "ordering": None, "tags": []}
+            points.append({"key": [arm, order, 0], "run": run.name, **empty})
+    return points

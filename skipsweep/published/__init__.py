@@ -1,0 +1,71 @@
+"""Final validation losses that others published, to stand as "published" beside a reproduction's own.
+
+All three files are from snimu/modded-nanogpt-experiments @ 6536c19 (Apache-2.0), experiments/00005-emb-lm-skip:
+one row is one run, losses in nats per token over 10,485,760 validation tokens, times in seconds on 8 H100.
+"""
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+
+from skipsweep.errors import UserError
+
+_ROOT = "snimu/modded-nanogpt-experiments @ 6536c19, experiments/00005-emb-lm-skip/"
+METHODS = {
+    "btw": "best_to_worst",
+    "wtb": "worst_to_best",
+    "lth": "early_to_late",
+    "htl": "late_to_early",
+    "random": "random",
+}
+"""The author's name of an ordering -> ours (low to high is early to late)."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One experiment as published."""
+
+    name: str
+    source: str
+    """Repository, commit and file that the figures stand in."""
+    caveat: str
+    """What a reader must know before comparing."""
+    arms: dict[str, list[float]]
+    """Arm -> final validation loss of each run, nats per token."""
+
+
+_SOURCES = {
+    "single_add": (
+        "results.md (5001)",
+        "5690 steps, one run per layer, on a stack without Snoo and update smoothing; the residual starts from x01",
+    ),
+    "concat_head": ("results.md (21, 22, 2300-2314)", "5690 steps, one run per arm, same stack as single_add"),
+    "multi_add": (
+        "results-multiple.md (8000)",
+        "5550 steps; in arms `random/` every rank drew layers of its own, so they are no baseline",
+    ),
+}
+NAMES = tuple(_SOURCES)
+
+
+def load(name: str) -> Published:
+    """The experiment `name`, one of NAMES. Arms: `layer=11`; `input_emb`, `layer11`; `best_to_worst/N=5`.
+
+    Raises UserError for a name that is not there.
+    """
+    if name not in _SOURCES:
+        raise UserError(f"no published losses called {name}; valid: {', '.join(NAMES)}")
+    arms: dict[str, list[float]] = {}
+    text = resources.files(__name__).joinpath(f"{name}.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        arms.setdefault(_arm(name, row), []).append(float(row["final_val_loss"]))
+    file, caveat = _SOURCES[name]
+    return Published(name, _ROOT + file, caveat, arms)
+
+
+def _arm(name: str, row: dict[str, str]) -> str:
+    if name == "single_add":
+        return f"layer={row['layer']}"
+    if name == "concat_head":
+        return row["source"]
+    return f"{METHODS[row['method']]}/N={row['n']}"

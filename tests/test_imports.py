@@ -1,0 +1,191 @@
+"""Old logs: every variant of their lines is read exactly, and what is damaged or unknown is named, never guessed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipsweep import cli
+from skipsweep.analyze import compare, listing
+from skipsweep.errors import UserError
+from skipsweep.imports.speedrun_log import RULE, parse
+from skipsweep.imports.write import import_logs
+from skipsweep.rundir import Multirun
+from skipsweep.sweep import launch
+from skipsweep.sweep.entry import from_command_line
+
+HEAD = f"import torch\nprint0('step:not/this')\n{RULE}\nRunning PyTorch 2.10\n| H100 |\n{RULE}\n"
+
+
+def text(final: float = 2.919954, end: int = 250, head: str = HEAD, extra: str = "") -> str:
+    return head + (
+        f"step:0/{end} val_loss:10.825840 train_time:0ms step_avg:0.15ms\n"
+        f"step:126/{end} train_time:28751ms step_avg:228.19ms\n"
+        f"step:{end}/{end} val_loss:{final} train_time:1385433ms step_avg:nanms{extra}\n"
+        "peak memory allocated: 56812 MiB reserved: 60528 MiB\n"
+    )
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- parsing
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_log_of_the_record(ending: str) -> None:
+    log = parse(text().replace("\n", ending))
+    assert log.script == "import torch\nprint0('step:not/this')"
+    assert log.hardware == ["Running PyTorch 2.10", "| H100 |"]
+    assert (log.steps, log.last_step, log.damaged) == (250, 250, [])
+    assert log.rows == {
+        0: {"step": 0, "train_time_s": 0.0, "val/loss": 10.82584},
+        250: {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954},
+    }
+
+
+def test_a_log_without_its_script() -> None:
+    log = parse(text(head=""))
+    assert log.script == ""
+    assert log.rows[250]["val/loss"] == 2.919954
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (" lx:0.828 ls:-0.292", {"lambda/x": 0.828, "lambda/skip": -0.292}),
+        (
+            " x-lambda: 0.779 lambdas: [0.0199, -0.303] skip-layers: [11, 10]",
+            {"lambda/x": 0.779, "lambda/skip/11": 0.0199, "lambda/skip/10": -0.303},
+        ),
+        (
+            "rolling_lambdas:[[1.0, 0.0], [0.5, -0.4]]",
+            {
+                "lambda/rolling_row/0/x": 1.0,
+                "lambda/rolling_row/0/skip": 0.0,
+                "lambda/rolling_row/1/x": 0.5,
+                "lambda/rolling_row/1/skip": -0.4,
+            },
+        ),
+    ],
+)
+def test_lambdas_behind_validations(extra: str, expected: dict[str, float]) -> None:
+    row = parse(text(extra=extra)).rows[250]
+    assert {key: value for key, value in row.items() if key.startswith("lambda/")} == expected
+
+
+def test_torn_lines_are_counted_with_their_numbers() -> None:
+    log = parse("step:1/9 train_time:5ms step_avg:5.0ms\nstep:2/9 val_loss:3.\nother\nstep:3/9 val_loss:2.9 tra")
+    assert log.damaged == [2, 4]
+    assert log.rows == {}
+
+
+@given(st.text() | st.text(alphabet="step:0123/ val_loss.nmgx[],-=\n\r").map("step:1/2 ".__add__))
+def test_no_text_makes_the_parser_raise(content: str) -> None:
+    parse(content)
+    parse(text(extra=content))
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_imported_runs_are_listed_with_their_arms(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    for arm, losses in {"base": (2.92, 2.93), "skip": (2.91, 2.90)}.items():
+        for i, loss in enumerate(losses):
+            write(logs / arm / f"{i:03d}_x.txt", text(loss))
+    write(logs / "note.md", "not looked at")
+    rubbish = write(logs / "skip" / "rubbish.log", bytes(range(256)) * 9)
+    empty = write(logs / "skip" / "empty.txt", "")
+    stray = write(logs / "stray.txt", text(5.0))
+    again = write(logs / "skip" / "zz-copy.txt", text(2.90))
+    multirun = Multirun(tmp_path / "multirun")
+
+    found = import_logs(multirun, [logs], "old", r"/(?P<arm>base|skip)/", target=2.92)
+    assert found.refused == [f"{p}: no line `step:S/N ... train_time:T ms`" for p in (empty, rubbish)]
+    assert (found.unmatched, found.repeated) == ([str(stray)], [str(again)])
+
+    status = listing.status(multirun, "old")
+    assert status.counts == {"done": 4}
+    base, skip = status.arms
+    assert (base.name, base.done, base.is_baseline) == ("base", 2, True)
+    assert base.val_loss == pytest.approx(2.925)
+    assert skip.val_loss == pytest.approx(2.905)
+    assert (skip.pairs, skip.parameters) == (0, None)  # no seed is known, so nothing pairs
+    assert {row.train_time_s for row in listing.runs(multirun)} == {1385.433}
+
+    a, b = (multirun.run(name) for name in found.runs[:2])
+    assert compare.compare(a, b).losses[-1]["difference"] == pytest.approx(0.01)
+    assert (a.path / "script.txt").read_text().startswith("import torch")
+    for document in (a.identity, a.status, a.env, a.result):
+        assert set(json.loads(document.read_text())["imported"]) == {"from", "sha256"}
+
+
+def test_importing_again_changes_nothing_and_more_extends(tmp_path: Path) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    first = write(tmp_path / "arm" / "a.txt", text(2.9))
+    before = import_logs(multirun, [first], "old").runs
+    assert import_logs(multirun, [first], "old").runs == before
+    import_logs(multirun, [write(tmp_path / "arm" / "b.txt", text(2.8))], "old")
+    points = json.loads(multirun.sweep("old").plan.read_text())["points"]
+    assert [point["key"] for point in points] == [["arm", 0, 0], ["arm", 1, 0]]
+
+
+def test_runs_without_a_final_loss_are_failed(tmp_path: Path) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    nan = text().replace("2.919954", "nan")
+    cut = "".join(text().splitlines(keepends=True)[:-2])
+    names = import_logs(
+        multirun, [write(tmp_path / "a" / "n.txt", nan), write(tmp_path / "a" / "c.txt", cut)], "s"
+    ).runs
+    seen = [multirun.run(name).read_status() for name in names]
+    assert [one["state"] for one in seen] == ["failed", "failed"]
+    assert (seen[0]["cause"], seen[1]["cause"]) == ("nan", None)
+    assert "step 126 of 250" in seen[1]["message"]
+    assert not multirun.run(names[0]).result.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sweep": "../x"}, "cannot name a folder"),
+        ({"arm": "("}, "no regular expression"),
+        ({"arm": "a"}, "has no group"),
+        ({"baseline": "nobody"}, "is no arm; valid: arm"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
+    log = write(tmp_path / "arm" / "a.txt", text())
+    with pytest.raises(UserError, match=message):
+        import_logs(Multirun(tmp_path / "multirun"), [log], **{"sweep": "old", **arguments})
+
+
+def test_a_launched_sweep_is_not_mixed_with_imports(tmp_path: Path) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    write(multirun.sweep("mine").plan, '{"points": [], "baseline": null}')
+    with pytest.raises(UserError, match="was launched"):
+        import_logs(multirun, [write(tmp_path / "a" / "a.txt", text())], "mine")
+
+
+def test_an_imported_run_is_not_mirrored_and_its_sweep_not_launched(tmp_path: Path) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    [name] = import_logs(multirun, [write(tmp_path / "a" / "a.txt", text())], "old").runs
+    with pytest.raises(UserError, match="cannot be mirrored"):
+        cli.sync(name, str(multirun.path))
+    with pytest.raises(UserError, match="was imported and cannot be launched"):
+        launch.make_plan(
+            from_command_line(
+                [
+                    "sweep.name=old",
+                    f"paths.multirun={multirun.path}",
+                    f"paths.data={tmp_path / 'data'}",
+                    "experiment=demo",
+                    "-m",
+                ]
+            )
+        )
