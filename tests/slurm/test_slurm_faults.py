@@ -14,8 +14,9 @@ from cluster import Cluster
 from commands import CHECKOUT, Done, until
 from sweeps import SlurmPlace, job_of, played, restarts, stand_in
 
-from skipsweep import files, submission
+from skipsweep import files
 from skipsweep.rundir import RunDir
+from skipsweep.slurm import submission
 
 DETACHED = ("-m", "hydra.launcher.detach=true")
 

@@ -102,7 +102,7 @@ CASES = [
 
 CHILDREN = """
 import os, sys, threading
-if sys.argv[:1] == ["-m"] and "skipsweep.task" in sys.orig_argv:
+if sys.argv[:1] == ["-m"] and "skipsweep.slurm.task" in sys.orig_argv:
     def fork():
         import signal, time
         for _ in range(2):
@@ -206,7 +206,7 @@ def test_what_runs_is_what_was_planned(place: SlurmPlace, tmp_path: Path) -> Non
     assert seen["state"] == "submitted"
     assert "held" in seen["stuck"]
     (copy / "skipsweep" / "job.py").write_text("raise SystemExit('edited code')")
-    (copy / "skipsweep" / "supervise.py").write_text("raise SystemExit('edited code')")
+    (copy / "skipsweep" / "slurm" / "batch_step.py").write_text("raise SystemExit('edited code')")
     (copy / "conf" / "schedule" / "trapezoid.yaml").write_text("broken: [")
     place.cluster.call("scontrol", "release", job_of(run))
     finished([run])

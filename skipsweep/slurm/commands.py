@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from skipsweep import control, squeue
 from skipsweep.analyze.listing import Status
 from skipsweep.rundir import Multirun
+from skipsweep.slurm import cancel as cancelling
+from skipsweep.slurm import squeue
+from skipsweep.slurm.logs import logs_of, tail
 from skipsweep.status import FINAL
 
 WATCH_S = 5.0
@@ -19,7 +21,7 @@ FOLLOW_S = 0.5
 
 def cancel(multirun: Multirun, sweep: str) -> dict[str, Any]:
     """Cancel, and say what became of the runs."""
-    return asdict(control.cancel(multirun, sweep))
+    return asdict(cancelling.cancel(multirun, sweep))
 
 
 def show_cancelled(found: dict[str, Any]) -> None:
@@ -38,13 +40,13 @@ def logs(multirun: Multirun, text: str, lines: int, follow: bool) -> None:
 
     run = find(multirun, text)
     shown: dict[str, int] = {}
-    for path in control.logs(run):
+    for path in logs_of(run):
         print(f"==> {path} <==")
-        print(control.tail(path, lines), flush=True)
+        print(tail(path, lines), flush=True)
         shown[str(path)] = path.stat().st_size
     while follow and observe(run).state not in FINAL:
         time.sleep(FOLLOW_S)
-        for path in control.logs(run):
+        for path in logs_of(run):
             with open(path, errors="replace") as f:
                 f.seek(shown.get(str(path), 0))
                 print(f.read(), end="", flush=True)
