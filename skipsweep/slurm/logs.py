@@ -22,8 +22,10 @@ def logs_of(run: RunDir) -> list[Path]:
     return found
 
 
-def tail(path: Path, lines: int) -> str:
-    """The last lines of a file."""
+def tail(path: Path, lines: int) -> tuple[int, str]:
+    """(Bytes that the file has now, the last lines of them)."""
+    end = path.stat().st_size
     with open(path, "rb") as f:
-        f.seek(max(0, path.stat().st_size - 400 * lines))
-        return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
+        start = f.seek(max(0, end - 400 * lines))
+        text = f.read(end - start).decode(errors="replace")
+    return end, "\n".join(text.splitlines()[-lines:])

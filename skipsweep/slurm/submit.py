@@ -22,7 +22,7 @@ from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submission
 from skipsweep.slurm.squeue import Queue, Unreachable
 from skipsweep.slurm.submission import Submission
-from skipsweep.slurm.wait import wait
+from skipsweep.slurm.wait import interruptible, wait
 from skipsweep.status import FINAL, observe
 from skipsweep.sweep.plan import Plan
 
@@ -228,7 +228,20 @@ def _path_line(code: str) -> str:
 
 
 def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bool:
-    """Submit and, unless detached, wait; returns whether the user had enough of waiting."""
+    """Submit and, unless detached, wait; returns whether the user had enough of it.
+
+    Ctrl-C loses nothing at any moment: jobs are found again by their name, and runs without one are submitted by the
+    same command.
+    """
+    try:
+        with interruptible():
+            _submit_and_wait(plan, names, settings)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _submit_and_wait(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> None:
     code = home_of(plan) / "code"
     code.mkdir(parents=True, exist_ok=True)
     count = submit(plan, names, settings, provenance.freeze_code(code))
@@ -237,4 +250,5 @@ def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bo
         f"submitted {count} run{'' if count == 1 else 's'}" + (f", {elsewhere} in flight" if elsewhere else ""),
         flush=True,
     )
-    return False if settings["detach"] else wait([plan.multirun.run(name) for name in names], plan.observations)
+    if not settings["detach"]:
+        wait([plan.multirun.run(name) for name in names], plan.observations)

@@ -48,21 +48,17 @@ class Looker:
         return self._queue is not None and not seen.is_live and seen.job is None
 
 
-def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> bool:
-    """Show how runs go until all of them are settled; returns whether the user had enough of it."""
+def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> None:
+    """Show how runs go until all of them are settled."""
     look = Looker()
-    try:
-        with _interruptible(), show.Watch(runs, known, look) as watch:
-            while not _all_settled(runs, look):
-                watch.tick()
-                time.sleep(0.2 + len(runs) / 1000)
-    except KeyboardInterrupt:
-        return True
-    return False
+    with show.Watch(runs, known, look) as watch:
+        while not _all_settled(runs, look):
+            watch.tick()
+            time.sleep(0.2 + len(runs) / 1000)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Have SIGINT raise KeyboardInterrupt, also where a shell that started us in the background had it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -58,12 +58,12 @@ def on_slurm(request: LaunchRequest) -> bool:
 def _on_slurm(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> int:
     """Submit and wait, or return; the exit status is that of the runs, where it was waited for them."""
     left = bool(todo) and submit.execute(plan, todo, request.launcher)
-    if request.launcher["detach"]:
-        show.come_back(plan.name, "submitted")
-        return 0
     if left:
         show.come_back(plan.name, "the jobs go on")
         return INTERRUPTED
+    if request.launcher["detach"]:
+        show.come_back(plan.name, "submitted")
+        return 0
     return _conclude(plan, False, request)
 
 
