@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,7 +162,7 @@ def test_watching_ends_with_the_runs(
         if len(waits) == 2:
             end(open_run, 2.4)
 
-    monkeypatch.setattr(commands.time, "sleep", wait)
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=wait))
     done = skipsweep("status", "which", "--watch", "--multirun", str(open_run.path.parents[1]))
     assert (done.status, done.err) == (0, "")
     assert waits == [commands.WATCH_S] * 2
@@ -174,7 +175,7 @@ def test_who_has_seen_enough_stops_watching(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands.time, "sleep", interrupt)
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=interrupt))
     done = skipsweep("status", "which", "--watch", "--multirun", str(open_run.path.parents[1]))
     assert (done.status, done.err) == (0, "")
     assert done.out.count("1 running") == 1
@@ -206,7 +207,7 @@ def test_logs_are_followed_to_the_last_word(
             end(open_run, 2.4)
 
     monkeypatch.setattr(commands, "_print_new", then_end)
-    monkeypatch.setattr(commands.time, "sleep", wait)
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=wait))
     done = skipsweep("logs", open_run.name, "-n", "2", "--follow", "--multirun", str(open_run.path.parents[1]))
     assert (done.status, done.err) == (0, "")
     told = [f"==> {first} <==", "line 7", "line 8", "one more", f"==> {second} <==", "went on", "last words"]
