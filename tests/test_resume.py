@@ -64,7 +64,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
-ADAMW = c.AdamW(lr=0.01, beta1=0.9, beta2=0.95, eps=1e-8)
+ADAMW = c.AdamW(lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 ARMS: dict[str, dict[str, Any]] = {
     "add": {},
     "baseline": {"head_type": c.Last(), "skip_layers": c.SkipLayers()},

@@ -109,8 +109,13 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", MUTANTS)
+ON_SLURM = [name for name, mutant in MUTANTS.items() if mutant.test.startswith("tests/slurm")]
+"""Each starts a cluster of its own, which is too long for every change."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in ON_SLURM else ()) for name in MUTANTS]
+)
 def test_the_mutant_is_caught(name: str, tmp_path: Path) -> None:
     mutant, checkout = MUTANTS[name], copied(tmp_path / "checkout")
     source = checkout / mutant.file
@@ -119,7 +124,7 @@ def test_the_mutant_is_caught(name: str, tmp_path: Path) -> None:
     source.write_text(text.replace(mutant.old, mutant.new))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", mutant.test]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=900)
     if "skipped" in done.stdout and "failed" not in done.stdout:
         pytest.skip("needs SLURM")
     assert done.returncode == 1, done.stdout
