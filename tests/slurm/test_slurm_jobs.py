@@ -268,8 +268,9 @@ def test_ctrl_c_leaves_the_jobs_running(place: SlurmPlace, tmp_path: Path) -> No
     assert (process.returncode, err) == (130, "")
     assert "the same command again" in out
     waiting = place.start("-m", *play, "seed=0,1", "sweep.name=s")
-    assert waiting.stdout is not None
-    until(lambda: waiting.stdout.readline() == "submitted 0 runs, 2 in flight\n")
+    told = waiting.stdout
+    assert told is not None
+    until(lambda: told.readline() == "submitted 0 runs, 2 in flight\n")
     for run in runs:
         (run.path / "go").touch()
     waiting.communicate(timeout=300)
