@@ -210,24 +210,40 @@ def test_resume_three_times_in_a_row(
     assert result(broken)["attempt"] == 4
 
 
+SIGNALS: dict[str, tuple[type, str, Callable[[Any], bool], int, int]] = {
+    "warm-up": (Trainer, "_warm_up", lambda t: True, 0, 0),
+    "update": (Trainer, "_update", lambda t: t.step == 6, 0, 7),
+    "validation": (Trainer, "validate", lambda t: t.step == 8, 0, 8),
+    "saving": (Recorder, "save", lambda r: True, 5, 6),
+}
+"""While -> method and call in which the signal comes, steps between checkpoints, step at which it stops."""
+
+
+@pytest.mark.parametrize("moment", SIGNALS)
 def test_a_signal_saves_at_the_step_boundary(
-    tmp_path: Path, data_root: Path, states: dict[str, Any], straight: Straight, monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    tmp_path: Path,
+    data_root: Path,
+    states: dict[str, Any],
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is lost: the next attempt continues from the very step, not from the last periodic checkpoint."""
-    whole, told = straight(), start(tmp_path, data_root, every=0)
-    update = Trainer._update
+    owner, name, when, every, stops_at = SIGNALS[moment]
+    whole, told = straight(), start(tmp_path, data_root, every=every)
+    original = getattr(owner, name)
 
-    def signalled(self: Trainer) -> Any:
-        if self.step == 6:
+    def signalled(self: Any, *args: Any) -> Any:
+        if when(self):
             signal.raise_signal(signal.SIGUSR2)
-        return update(self)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", signalled)
+        patch.setattr(owner, name, signalled)
         assert execute(told) == job.PREEMPTED
     status = told.read_status()
     assert (status["state"], status["message"]) == ("preempted", "SIGUSR2")
-    assert [p.name for p in told.checkpoints.iterdir()] == ["step-00000007"]
+    assert max(p.name for p in told.checkpoints.iterdir()) == f"step-{stops_at:08d}"
     assert execute(told) == job.DONE
     assert all_differences(states, whole, told) == []
 
