@@ -109,13 +109,7 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-ON_SLURM = [name for name, mutant in MUTANTS.items() if mutant.test.startswith("tests/slurm")]
-"""Each starts a cluster of its own, which is too long for every change."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name in ON_SLURM else ()) for name in MUTANTS]
-)
+@pytest.mark.parametrize("name", MUTANTS)
 def test_the_mutant_is_caught(name: str, tmp_path: Path) -> None:
     mutant, checkout = MUTANTS[name], copied(tmp_path / "checkout")
     source = checkout / mutant.file
