@@ -18,8 +18,9 @@ from cluster import Cluster  # noqa: E402
 from commands import until  # noqa: E402
 from sweeps import SLOW, SlurmPlace, job_of, steps_done  # noqa: E402
 
-from skipsweep import checkpoint, files, lease, submission  # noqa: E402
+from skipsweep import checkpoint, files, lease  # noqa: E402
 from skipsweep.rundir import RunDir  # noqa: E402
+from skipsweep.slurm import submission  # noqa: E402
 
 
 def once(cluster: Cluster, run: RunDir) -> tuple[float, float, float]:

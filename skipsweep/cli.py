@@ -55,13 +55,13 @@ def status(
     multirun: Folder = "multirun",
 ) -> None:
     """Where runs stand: submitted, running, done, failed with cause, stuck; a sweep's arms."""
-    from skipsweep import control_cli
     from skipsweep.analyze import listing
+    from skipsweep.slurm import commands
 
     folder = _multirun(multirun)
 
     def look() -> listing.Status:
-        return control_cli.with_queue(listing.status(folder, sweep), folder)
+        return commands.with_queue(listing.status(folder, sweep), folder)
 
     def show_it(found: listing.Status) -> None:
         if as_json:
@@ -71,7 +71,7 @@ def status(
         show.status(found)
 
     if watch:
-        control_cli.watch(look, show_it)
+        commands.watch(look, show_it)
     else:
         show_it(look())
 
@@ -79,12 +79,12 @@ def status(
 @app.command()
 def cancel(sweep: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
     """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
-    from skipsweep import control_cli
+    from skipsweep.slurm import commands
 
-    found = control_cli.cancel(_multirun(multirun), sweep)
+    found = commands.cancel(_multirun(multirun), sweep)
     if as_json:
         return _print_json(found)
-    control_cli.show_cancelled(found)
+    commands.show_cancelled(found)
 
 
 @app.command()
@@ -95,9 +95,9 @@ def logs(
     multirun: Folder = "multirun",
 ) -> None:
     """What a run printed: its newest attempt, or its job where it never began."""
-    from skipsweep import control_cli
+    from skipsweep.slurm import commands
 
-    control_cli.logs(_multirun(multirun), run, lines, follow)
+    commands.logs(_multirun(multirun), run, lines, follow)
 
 
 @app.command()

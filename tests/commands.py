@@ -58,7 +58,7 @@ class Place:
     def launch(self, *arguments: str, runner: Sequence[str] = (sys.executable,)) -> "Done":
         """launch.py, to its end."""
         process = self.start(*arguments, runner=runner)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         return Done(process.returncode, out, err)
 
     def attempts(self) -> dict[str, int]:
@@ -119,7 +119,7 @@ def request(arguments: Sequence[str]) -> LaunchRequest:
     return replace(from_command_line(arguments), composer=_composer())
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """What `condition` returns once that is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

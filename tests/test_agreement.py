@@ -19,7 +19,7 @@ from skipsweep.stop import StopSignal
 
 RANKS, STEPS = 8, 40
 TRIALS, NIGHTLY = 8, 40
-STOP_S = 60.0
+STOP_S = 240.0
 """Longest that eight processes on two busy cores may take to save and to end; a deadlock takes for ever."""
 
 forked = multiprocessing.get_context("forkserver")
@@ -72,7 +72,7 @@ def execute(run: RunDir, told: dict[int, float], after_step: int) -> list[int | 
             (run.path / f"ready-{number}").unlink(missing_ok=True)
 
 
-def wait_until(condition: object, seconds: float = 90) -> None:
+def wait_until(condition: object, seconds: float = 240) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -90,7 +90,9 @@ def test_a_signal_to_some_ranks_stops_all_at_one_step(trials: int, tmp_path: Pat
     print(f"CHAOS_SEED={seed}")
     chance = random.Random(seed)
     run, stops = frozen(shared(tmp_path / "0", data_root)), 0
-    for trial in range(trials):
+    for trial in range(3 * trials):  # where signals come too late, all ranks just finish; that does not count
+        if stops == trials:
+            break
         told = {number: chance.uniform(0, 0.2) for number in chance.sample(range(RANKS), chance.randint(1, RANKS))}
         reached = last_row(run)
         after = -1 if trial % 4 == 0 else min(reached + chance.randint(1, 4), STEPS)
@@ -107,7 +109,7 @@ def test_a_signal_to_some_ranks_stops_all_at_one_step(trials: int, tmp_path: Pat
         assert state["step"] == last_row(run)
         assert len(state["random"]) == RANKS
         assert [row["step"] for row in rows(run)] == list(range(state["step"] + 1))
-    assert stops >= trials / 2, "the signals came too late to tell anything"
+    assert stops == trials, "the signals came too late to tell anything"
 
 
 def test_ranks_that_do_not_agree_are_caught(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

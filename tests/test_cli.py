@@ -1,18 +1,21 @@
 """The `skipsweep` command: tables for people, JSON with the same facts, one line for mistakes."""
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commands import Done, Place, request
 
-from skipsweep import cli, files, mirror
+from skipsweep import cli, files, lease, mirror
 from skipsweep.config import Wandb
-from skipsweep.rundir import RunDir
+from skipsweep.rundir import Multirun, RunDir
+from skipsweep.slurm import commands
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep.freeze import freeze
 
@@ -135,6 +138,85 @@ def test_status_of_no_sweep(here: Callable[..., Done]) -> None:
     for name in ("other", "../runs", "/", ""):
         refused(here("status", name), f"no sweep {name} below ")
     refused(here("status", "other"), "there are: which")
+
+
+@pytest.fixture
+def open_run(place: Place, tmp_path: Path) -> Iterator[RunDir]:
+    """A run of its own copy of the sweep, executed by this process; `place` stays as it is."""
+    shutil.copytree(place.runs, tmp_path / "runs")
+    run = Multirun(tmp_path / "runs").run(place.run_of("which", SKIP, 0).name)
+    run.result.unlink()
+    held = lease.acquire(run)
+    run.write_status("running", attempt=held.attempt)
+    yield run
+    held.release()
+
+
+def test_watching_ends_with_the_runs(
+    open_run: RunDir, skipsweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            end(open_run, 2.4)
+
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=wait))
+    done = skipsweep("status", "which", "--watch", "--multirun", str(open_run.path.parents[1]))
+    assert (done.status, done.err) == (0, "")
+    assert waits == [commands.WATCH_S] * 2
+    assert [done.out.count(told) for told in ("1 running", "3 done")] == [2, 1]
+
+
+def test_who_has_seen_enough_stops_watching(
+    open_run: RunDir, skipsweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=interrupt))
+    done = skipsweep("status", "which", "--watch", "--multirun", str(open_run.path.parents[1]))
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count("1 running") == 1
+
+
+def test_logs_are_followed_to_the_last_word(
+    open_run: RunDir, skipsweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is written by a later attempt, and after the last look, just before the run ends."""
+    first, second = open_run.log(1, "err"), open_run.log(2, "err")
+    first.parent.mkdir(parents=True, exist_ok=True)
+    first.write_text("".join(f"line {number}\n" for number in range(9)))
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            append(first, "one more\n")
+        elif len(waits) == 2:
+            (open_run.leases / "00002.json").write_text("{}")
+            append(second, "went on\n")
+
+    print_new = commands._print_new
+
+    def then_end(*args: Any) -> None:
+        print_new(*args)
+        if len(waits) == 2:
+            append(second, "last words\n")
+            end(open_run, 2.4)
+
+    monkeypatch.setattr(commands, "_print_new", then_end)
+    monkeypatch.setattr(commands, "time", SimpleNamespace(sleep=wait))
+    done = skipsweep("logs", open_run.name, "-n", "2", "--follow", "--multirun", str(open_run.path.parents[1]))
+    assert (done.status, done.err) == (0, "")
+    told = [f"==> {first} <==", "line 7", "line 8", "one more", f"==> {second} <==", "went on", "last words"]
+    assert done.out.splitlines() == told
+
+
+def append(path: Path, text: str) -> None:
+    with open(path, "a") as f:
+        f.write(text)
 
 
 def test_an_empty_folder(skipsweep: Callable[..., Done], tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_two_at_once_download_once(there: Hub, root: Path, monkeypatch: pytest.M
     locked = download._locked
     monkeypatch.setattr(download, "_locked", lambda f: locked(f) or waiting.set() or False)
     reading = hub.reading
-    monkeypatch.setattr(hub, "reading", lambda *args: waiting.wait(20) and reading(*args))
+    monkeypatch.setattr(hub, "reading", lambda *args: waiting.wait(240) and reading(*args))
     ends: list[tuple[int, int]] = []
     failed: list[BaseException] = []
 
@@ -279,7 +279,7 @@ def test_two_at_once_download_once(there: Hub, root: Path, monkeypatch: pytest.M
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(240)
     assert failed == []
     assert waiting.is_set()
     assert sorted(name for name in there.names() if name.endswith(".bin")) == sorted(wanted(there, 1, 2))

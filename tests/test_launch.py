@@ -40,7 +40,7 @@ def extended(place: Place, swept: Done) -> Done:
 def twice(place: Place) -> list[Done]:
     """One run, launched twice at once."""
     both = [place.start("skip_layers=0", "seed=7") for _ in range(2)]
-    ends = [process.communicate(timeout=120) for process in both]
+    ends = [process.communicate(timeout=600) for process in both]
     return [Done(process.returncode, out, err) for process, (out, err) in zip(both, ends, strict=True)]
 
 
@@ -348,7 +348,7 @@ def test_a_terminated_launcher_is_continued(place: Place, swept: Done) -> None:
     long_ = until(lambda: next((run for run in place.multirun.all_runs() if steps(run) == 500), None))
     until(long_.metrics.exists)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "")
     assert "interrupted; to continue: " in out
     stopped = Done(130, out, err)

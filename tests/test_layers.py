@@ -14,14 +14,14 @@ PACKAGE = "skipsweep"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "files", "progress", "provenance", "secrecy", "slurm_env", "assignment", "stop"),
+    ("config", "files", "progress", "provenance", "secrecy", "slurm.environment", "slurm.assignment", "stop"),
     ("published", "rundir"),
-    ("imports", "lease", "mirror", "submission"),
+    ("imports", "lease", "mirror", "slurm.submission"),
     ("status",),
     ("distributed", "optim.schedule"),
-    ("data", "analyze", "squeue", "supervise"),
+    ("data", "analyze", "slurm.squeue", "slurm.batch_step", "slurm.logs"),
     ("model", "optim"),
-    ("control", "sweep.slurm_settings"),
+    ("slurm.cancel", "slurm.settings"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
     ("sweep.hydra_schema", "sweep.identity", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
@@ -33,11 +33,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("record",),
     ("job",),
-    ("task",),
-    ("sweep.local", "sweep.slurm"),
+    ("slurm.task",),
+    ("sweep.local", "slurm.wait"),
+    ("slurm.submit",),
     ("sweep.launch",),
     ("sweep.entry",),
-    ("control_cli",),
+    ("slurm.commands",),
     ("cli", "hydra_plugins", "launch"),
 )
 """From the bottom up. A unit (a module, or a whole package) may import itself and units of earlier rows, not its
@@ -49,7 +50,7 @@ READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "rundir", "status")
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "hydra": ("sweep", "hydra_plugins", "launch"),
     "omegaconf": ("sweep", "hydra_plugins", "launch"),
-    "submitit": ("sweep.slurm",),
+    "submitit": ("slurm.submit",),
     "wandb": ("mirror", "dashboard"),
     "huggingface_hub": ("data.hub",),
     "httpx2": ("data.hub",),
@@ -182,7 +183,7 @@ def found() -> Graph:
 
 
 def test_every_module_has_a_place(found: Graph) -> None:
-    containers = {PACKAGE, "sweep"}  # packages that hold nothing themselves
+    containers = {PACKAGE, "sweep", "slurm"}  # packages that hold nothing themselves
     assert [module for module in found if unit_of(module) is None and module not in containers] == []
     assert [unit for row in ORDER for unit in row if not any(within(module, unit) for module in found)] == []
 

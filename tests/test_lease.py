@@ -78,7 +78,7 @@ def test_of_eight_processes_one_gets_each_run(tmp_path: Path) -> None:
         won = [claimant.stdout.readline().split() for claimant in claimants if claimant.stdout]
     finally:
         for claimant in claimants:
-            claimant.communicate("end\n", timeout=60)
+            claimant.communicate("end\n", timeout=300)
     assert sorted(name for names in won for name in names) == names
     assert all(lease.next_attempt(RunDir(tmp_path / name)) == 2 for name in names)
 
@@ -97,7 +97,7 @@ def test_a_lease_tells_who_holds_it(run: RunDir) -> None:
 
 def ended_pid() -> int:
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(60)
+    ended.wait(300)
     return ended.pid
 
 
@@ -196,7 +196,7 @@ def test_what_else_lies_there_is_no_lease(run: RunDir) -> None:
 # ------------------------------------------------------------------------------------------------------------ heartbeat
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], seconds: float = 240) -> None:
     """Wait for something that must become true."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -83,7 +83,7 @@ def append(run: RunDir, *steps: int, attempt: int = 1) -> None:
         files.append_row(run.metrics, row(step, attempt))
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
     """The first true value of `condition`, which must come within `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -3,6 +3,7 @@
 Each kind of forgetting that a resume could be guilty of is tried as well, and must be caught by the same comparison.
 """
 
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from runs import STEPS, Quiet, configuration, frozen, result, rows
 
+from skipsweep import config as c
 from skipsweep import job, train
-from skipsweep.config import Compute, Record
+from skipsweep.config import Compute
 from skipsweep.model.gpt import GPT
 from skipsweep.optim.optimiser import Optimiser
 from skipsweep.record import Recorder
@@ -62,12 +64,51 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
-def start(folder: Path, data_root: Path, every: int = 3) -> RunDir:
-    return frozen(configuration(folder, data_root, record=Record(val_every=4, checkpoint_every=every)))
+ADAMW = c.AdamW(lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+ARMS: dict[str, dict[str, Any]] = {
+    "add": {},
+    "baseline": {"head_type": c.Last(), "skip_layers": c.SkipLayers()},
+    "concat": {"head_type": c.Concat(), "skip_layers": c.SkipLayers([0, "input"])},
+    "adamw": {"optim": ADAMW},
+}
+"""What differs from the configuration of all tests; random mechanisms are in each."""
+
+
+def start(folder: Path, data_root: Path, every: int = 3, arm: str = "add", seed: int = 0) -> RunDir:
+    record = c.Record(val_every=4, checkpoint_every=every)
+    return frozen(configuration(folder, data_root, record=record, seed=seed, **ARMS[arm]))
 
 
 def execute(run: RunDir) -> int:
     return job.execute(run, Quiet())
+
+
+Straight = Callable[..., RunDir]
+
+
+@pytest.fixture(scope="module")
+def _kept() -> dict[tuple[str, int], tuple[RunDir, Any]]:
+    return {}
+
+
+@pytest.fixture
+def straight(
+    states: dict[str, Any],
+    _kept: dict[tuple[str, int], tuple[RunDir, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+    data_root: Path,
+) -> Straight:
+    """(arm, seed) -> a run that nothing happened to; each is executed once."""
+
+    def get(arm: str = "add", seed: int = 0) -> RunDir:
+        if (arm, seed) not in _kept:
+            run = start(tmp_path_factory.mktemp("straight"), data_root, arm=arm, seed=seed)
+            assert execute(run) == job.DONE
+            _kept[arm, seed] = run, states[str(run.path)]
+        run, states[str(run.path)] = _kept[arm, seed]
+        return run
+
+    return get
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
@@ -118,57 +159,93 @@ PLACES: dict[str, tuple[type, str, Callable[[Any, int], bool]]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+PLACES |= {f"step {n}": (Trainer, "_update", lambda t, _, n=n: t.step == n) for n in (2, 3, 5, 7, 9)}
+PR = list(PLACES)[:7]
+CASES = [pytest.param("add", place, id=place) for place in PR]
+CASES += [
+    pytest.param(arm, place, id=f"{arm}, {place}", marks=pytest.mark.nightly)
+    for arm in ARMS
+    for place in PLACES
+    if (arm, place) not in [("add", place) for place in PR]
+]
+
+
+@pytest.mark.parametrize(("arm", "place"), CASES)
 def test_resume_is_bit_exact(
-    place: str, tmp_path: Path, data_root: Path, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    arm: str,
+    place: str,
+    tmp_path: Path,
+    data_root: Path,
+    states: dict[str, Any],
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    straight = start(tmp_path / "a", data_root)
-    assert execute(straight) == job.DONE
-    broken = start(tmp_path / "b", data_root)
+    whole = straight(arm)
+    broken = start(tmp_path, data_root, arm=arm)
     with monkeypatch.context() as patch:
         kill_in(patch, *PLACES[place])
         assert execute(broken) == job.FAILED
     assert execute(broken) == job.DONE
-    assert all_differences(states, straight, broken) == []
+    assert all_differences(states, whole, broken) == []
     assert result(broken)["attempt"] == 2
 
 
+@pytest.mark.parametrize("seed", range(8))
 def test_resume_three_times_in_a_row(
-    tmp_path: Path, data_root: Path, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    seed: int,
+    tmp_path: Path,
+    data_root: Path,
+    states: dict[str, Any],
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A data position that is restored wrongly shows only at the second resume."""
-    straight, broken = start(tmp_path / "a", data_root), start(tmp_path / "b", data_root, every=1)
-    assert execute(straight) == job.DONE
-    for step in (2, 5, 9):
+    whole, broken = straight(seed=seed), start(tmp_path, data_root, every=1, seed=seed)
+    for step in sorted(random.Random(seed).sample(range(1, STEPS), 3)):
         with monkeypatch.context() as patch:
             kill_in(patch, Trainer, "_update", lambda t, n, step=step: t.step == step)
             assert execute(broken) == job.FAILED
     assert execute(broken) == job.DONE
-    assert all_differences(states, straight, broken) == []
+    assert all_differences(states, whole, broken) == []
     assert result(broken)["attempt"] == 4
 
 
+SIGNALS: dict[str, tuple[type, str, Callable[[Any], bool], int, int]] = {
+    "warm-up": (Trainer, "_warm_up", lambda t: True, 0, 0),
+    "update": (Trainer, "_update", lambda t: t.step == 6, 0, 7),
+    "validation": (Trainer, "validate", lambda t: t.step == 8, 0, 8),
+    "saving": (Recorder, "save", lambda r: True, 5, 6),
+}
+"""While -> method and call in which the signal comes, steps between checkpoints, step at which it stops."""
+
+
+@pytest.mark.parametrize("moment", SIGNALS)
 def test_a_signal_saves_at_the_step_boundary(
-    tmp_path: Path, data_root: Path, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    tmp_path: Path,
+    data_root: Path,
+    states: dict[str, Any],
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is lost: the next attempt continues from the very step, not from the last periodic checkpoint."""
-    straight, told = start(tmp_path / "a", data_root), start(tmp_path / "b", data_root, every=0)
-    assert execute(straight) == job.DONE
-    update = Trainer._update
+    owner, name, when, every, stops_at = SIGNALS[moment]
+    whole, told = straight(), start(tmp_path, data_root, every=every)
+    original = getattr(owner, name)
 
-    def signalled(self: Trainer) -> Any:
-        if self.step == 6:
+    def signalled(self: Any, *args: Any) -> Any:
+        if when(self):
             signal.raise_signal(signal.SIGUSR2)
-        return update(self)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", signalled)
+        patch.setattr(owner, name, signalled)
         assert execute(told) == job.PREEMPTED
     status = told.read_status()
     assert (status["state"], status["message"]) == ("preempted", "SIGUSR2")
-    assert [p.name for p in told.checkpoints.iterdir()] == ["step-00000007"]
+    assert max(p.name for p in told.checkpoints.iterdir()) == f"step-{stops_at:08d}"
     assert execute(told) == job.DONE
-    assert all_differences(states, straight, told) == []
+    assert all_differences(states, whole, told) == []
 
 
 MUTANTS: dict[str, tuple[object, str, Callable[..., Any]]] = {
@@ -180,28 +257,31 @@ MUTANTS: dict[str, tuple[object, str, Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_forgetful_resume_is_caught(
-    mutant: str, tmp_path: Path, data_root: Path, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    mutant: str,
+    tmp_path: Path,
+    data_root: Path,
+    states: dict[str, Any],
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    straight, broken = start(tmp_path / "a", data_root), start(tmp_path / "b", data_root)
-    assert execute(straight) == job.DONE
+    whole, broken = straight(), start(tmp_path, data_root)
     kill_in(monkeypatch, Trainer, "_update", lambda t, n: t.step == 7)
     assert execute(broken) == job.FAILED
     monkeypatch.setattr(*MUTANTS[mutant])
     assert execute(broken) == job.DONE
-    assert all_differences(states, straight, broken) != []
+    assert all_differences(states, whole, broken) != []
 
 
 def test_data_off_by_one_after_resume_is_caught(
-    tmp_path: Path, data_root: Path, states: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data_root: Path, states: dict[str, Any], straight: Straight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight, broken = start(tmp_path / "a", data_root), start(tmp_path / "b", data_root)
-    assert execute(straight) == job.DONE
+    whole, broken = straight(), start(tmp_path, data_root)
     kill_in(monkeypatch, Trainer, "_update", lambda t, n: t.step == 7)
     assert execute(broken) == job.FAILED
     batches = job.Batches.train
     monkeypatch.setattr(job.Batches, "train", lambda self, step: batches(self, step + 1))
     assert execute(broken) == job.DONE
-    assert all_differences(states, straight, broken) != []
+    assert all_differences(states, whole, broken) != []
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, data_root: Path) -> None:

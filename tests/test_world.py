@@ -36,7 +36,7 @@ def large(folder: Path, data_root: Path, processes: int = 1, micro_batch: int = 
     return replace(base, data=replace(base.data, batch_tokens=256 * 16, epochs=100))
 
 
-def finish(execution: local.Execution, tick: Callable[[], None] = lambda: None, seconds: float = 120) -> int:
+def finish(execution: local.Execution, tick: Callable[[], None] = lambda: None, seconds: float = 400) -> int:
     """Wait for a run's processes, as a pool does; returns the exit code."""
     deadline = time.monotonic() + seconds
     try:

@@ -7,14 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from skipsweep import provenance, secrecy, squeue
+from skipsweep import provenance, secrecy
 from skipsweep.analyze import arms
 from skipsweep.config import world_size
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
+from skipsweep.slurm import squeue, submit
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep import show, slurm
+from skipsweep.sweep import show
 from skipsweep.sweep.estimate import estimate_seconds
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.fetch import fetch, to_download
@@ -56,13 +57,13 @@ def on_slurm(request: LaunchRequest) -> bool:
 
 def _on_slurm(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> int:
     """Submit and wait, or return; the exit status is that of the runs, where it was waited for them."""
-    left = bool(todo) and slurm.execute(plan, todo, request.launcher)
-    if request.launcher["detach"]:
-        show.come_back(plan.name, "submitted")
-        return 0
+    left = bool(todo) and submit.execute(plan, todo, request.launcher)
     if left:
         show.come_back(plan.name, "the jobs go on")
         return INTERRUPTED
+    if request.launcher["detach"]:
+        show.come_back(plan.name, "submitted")
+        return 0
     return _conclude(plan, False, request)
 
 
@@ -120,7 +121,7 @@ def _at_a_time(request: LaunchRequest, runs: int) -> int:
     """How many runs will be executed side by side, as far as is known here."""
     if not on_slurm(request):
         return _parallel(request)
-    packed = slurm.PACK if request.launcher["pack"] else 1
+    packed = submit.PACK if request.launcher["pack"] else 1
     return max(1, min(runs, request.launcher["array_parallelism"] * packed))
 
 

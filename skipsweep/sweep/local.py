@@ -51,7 +51,9 @@ class Execution:
         codes = [process.poll() for process in self.processes]
         if self.failed_rank is None and any(codes):
             self.failed_rank = next(rank for rank, code in enumerate(codes) if code)
-            self._kill_in(PEER_GRACE_S)  # some collectives wait for ever for a peer that will not come
+            # Some collectives wait for ever for a peer that will not come; one that was told to stop is not missed.
+            stopped = codes[self.failed_rank] == PREEMPTED
+            self._kill_in(GRACE_S if stopped else PEER_GRACE_S)
         if None not in codes:
             return 0 if self.failed_rank is None else codes[self.failed_rank]
         if self.timeout_s and not self.told and time.time() - self.started > self.timeout_s:

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from skipsweep.config import Config, Sweep
 from skipsweep.errors import UserError
-from skipsweep.sweep import slurm_settings
-from skipsweep.sweep.slurm_settings import SlurmLauncher
+from skipsweep.slurm import settings as slurm_settings
+from skipsweep.slurm.settings import SlurmLauncher
 
 
 @dataclass

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from skipsweep import files, lease, task
-from skipsweep.assignment import Assignment
+from skipsweep import files, lease
 from skipsweep.rundir import RunDir
+from skipsweep.slurm import task
+from skipsweep.slurm.assignment import Assignment
 from skipsweep.stop import StopSignal
 
 assignment = Assignment.of_environment()

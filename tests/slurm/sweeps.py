@@ -11,8 +11,9 @@ from typing import Any
 from cluster import Cluster
 from commands import CHECKOUT, Place, until
 
-from skipsweep import files, submission
+from skipsweep import files
 from skipsweep.rundir import RunDir
+from skipsweep.slurm import submission
 
 HERE = Path(__file__).parent
 SLOW = "data.batch_tokens=1024 data.train_tokens=40000 data.epochs=100 compute.micro_batch=1 schedule.steps=30".split()  # noqa: SIM905
@@ -95,7 +96,7 @@ def stand_in(folder: Path, plays: Mapping[int, str], default: str = "work()") ->
     python.write_text(
         "#!/bin/sh\n"
         f"export SKIPSWEEP_PLAYS={table}\n"
-        f'[ "$4" = skipsweep.task ] && exec {sys.executable} -P -u {STAND_IN}\n'
+        f'[ "$4" = skipsweep.slurm.task ] && exec {sys.executable} -P -u {STAND_IN}\n'
         f'exec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipsweep import secrecy, slurm_env, squeue, submission, supervise
-from skipsweep.assignment import Assignment
+from skipsweep import secrecy
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
-from skipsweep.squeue import Job, Queue
+from skipsweep.slurm import batch_step, environment, squeue, submission
+from skipsweep.slurm import settings as slurm_settings
+from skipsweep.slurm.assignment import Assignment
+from skipsweep.slurm.batch_step import Death
+from skipsweep.slurm.settings import SlurmLauncher
+from skipsweep.slurm.squeue import Job, Queue
 from skipsweep.status import Observation
-from skipsweep.supervise import Death
-from skipsweep.sweep import slurm_settings
-from skipsweep.sweep.slurm_settings import SlurmLauncher
 
 TASK = {"SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_LOCALID": "3", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77"}
 TASK |= {"SLURM_JOB_NODELIST": "localhost,other", "SLURM_CPUS_PER_TASK": "8"}
@@ -26,7 +27,7 @@ TASK |= {"SLURM_JOB_NODELIST": "localhost,other", "SLURM_CPUS_PER_TASK": "8"}
 
 
 def test_ranks_come_from_slurm() -> None:
-    found = slurm_env.rank_environment(TASK, alone=False)
+    found = environment.rank_environment(TASK, alone=False)
     assert {key: found[key] for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "SKIPSWEEP_THREADS")} == {
         "RANK": "11",
         "WORLD_SIZE": "16",
@@ -34,24 +35,24 @@ def test_ranks_come_from_slurm() -> None:
         "MASTER_ADDR": "localhost",
         "SKIPSWEEP_THREADS": "8",
     }
-    assert int(found["MASTER_PORT"]) in slurm_env.PORTS
-    requeued = slurm_env.rank_environment(TASK | {"SLURM_RESTART_COUNT": "1"}, alone=False)
+    assert int(found["MASTER_PORT"]) in environment.PORTS
+    requeued = environment.rank_environment(TASK | {"SLURM_RESTART_COUNT": "1"}, alone=False)
     assert requeued["MASTER_PORT"] != found["MASTER_PORT"], "the old one may still be in use"
 
 
 def test_a_packed_run_is_alone_on_the_gpu_of_its_place() -> None:
-    found = slurm_env.rank_environment(TASK, alone=True)
+    found = environment.rank_environment(TASK, alone=True)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("0", "1", "3")
 
 
 def test_a_gpu_that_slurm_has_bound_is_the_first() -> None:
-    assert slurm_env.rank_environment(TASK | {"CUDA_VISIBLE_DEVICES": "5"}, alone=False)["LOCAL_RANK"] == "0"
-    assert slurm_env.rank_environment(TASK | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, alone=False)["LOCAL_RANK"] == "3"
+    assert environment.rank_environment(TASK | {"CUDA_VISIBLE_DEVICES": "5"}, alone=False)["LOCAL_RANK"] == "0"
+    assert environment.rank_environment(TASK | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, alone=False)["LOCAL_RANK"] == "3"
 
 
 def test_a_node_without_a_hosts_name_is_reached_where_srun_starts() -> None:
     task = TASK | {"SLURM_JOB_NODELIST": "no-such-host-[1-2]", "SLURM_LAUNCH_NODE_IPADDR": "10.1.2.3"}
-    assert slurm_env.rank_environment(task, alone=False)["MASTER_ADDR"] == "10.1.2.3"
+    assert environment.rank_environment(task, alone=False)["MASTER_ADDR"] == "10.1.2.3"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_node_without_a_hosts_name_is_reached_where_srun_starts() -> None:
     [("n1", "n1"), ("n[1-2]", "n1"), ("n[03-05,9],m1", "n03"), ("a-b[7]", "a-b7"), ("x[1-2]y", "x1y")],
 )  # fmt: skip
 def test_first_host(nodes: str, first: str) -> None:
-    assert slurm_env.first_host(nodes) == first
+    assert environment.first_host(nodes) == first
 
 
 def test_tasks_find_their_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,24 +97,24 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
 @pytest.mark.parametrize("case", SAID)
 def test_causes(case: str) -> None:
     said, code, cause, message = SAID[case]
-    death = supervise._first(supervise.deaths_told(said))
-    state, details = supervise.verdict(death, code, said, False, None)
+    death = batch_step._first(batch_step.deaths_told(said))
+    state, details = batch_step.verdict(death, code, said, False, None)
     assert (state, details["cause"]) == ("failed", cause)
     assert message in details["message"]
-    assert supervise.verdict(death, code, said, True, None)[0] == "preempted", "its job was ended, not it"
+    assert batch_step.verdict(death, code, said, True, None)[0] == "preempted", "its job was ended, not it"
 
 
 def test_a_warning_before_anybody_listens_is_no_failure() -> None:
-    deaths = supervise.deaths_told(["srun: error: n1: tasks 0-1: User defined signal 2"])
+    deaths = batch_step.deaths_told(["srun: error: n1: tasks 0-1: User defined signal 2"])
     assert deaths == {0: Death(signal="SIGUSR2"), 1: Death(signal="SIGUSR2")}
-    assert supervise.verdict(deaths[0], 140, [], False, None)[0] == "preempted"
+    assert batch_step.verdict(deaths[0], 140, [], False, None)[0] == "preempted"
 
 
 def test_the_first_end_is_the_cause_of_the_others() -> None:
     said = ["srun: error: n1: task 3: Exited with exit code 1", "srun: error: n1: tasks 0-2,4-7: Killed"]
-    assert supervise._first(supervise.deaths_told(said)) == Death(code=1)
+    assert batch_step._first(batch_step.deaths_told(said)) == Death(code=1)
     said = ["srun: error: n1: task 1: Exited with exit code 75", "srun: error: n1: task 0: Killed"]
-    assert supervise._first(supervise.deaths_told(said)) == Death(signal="SIGKILL")
+    assert batch_step._first(batch_step.deaths_told(said)) == Death(signal="SIGKILL")
 
 
 # ---------------------------------------------------------------------------------------------------------------- queue
@@ -241,4 +242,4 @@ def test_secrets_on_the_command_line_are_refused(key: str) -> None:
 
 
 def test_the_warnings_are_what_ranks_listen_to() -> None:
-    assert {getattr(signal, name) for name in supervise._WARNINGS} == {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
+    assert {getattr(signal, name) for name in batch_step._WARNINGS} == {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}

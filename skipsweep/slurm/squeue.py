@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from skipsweep import lease, submission
+from skipsweep import lease
 from skipsweep.rundir import RunDir
+from skipsweep.slurm import submission
+from skipsweep.slurm.submission import Claim
 from skipsweep.status import FINAL, Observation
-from skipsweep.submission import Claim
 
 TIMEOUT_S = 30.0
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")

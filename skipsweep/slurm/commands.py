@@ -5,11 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from skipsweep import control, squeue
 from skipsweep.analyze.listing import Status
-from skipsweep.rundir import Multirun
+from skipsweep.rundir import Multirun, RunDir
+from skipsweep.slurm import cancel as cancelling
+from skipsweep.slurm import squeue
+from skipsweep.slurm.logs import logs_of, tail
 from skipsweep.status import FINAL
 
 WATCH_S = 5.0
@@ -19,7 +22,7 @@ FOLLOW_S = 0.5
 
 def cancel(multirun: Multirun, sweep: str) -> dict[str, Any]:
     """Cancel, and say what became of the runs."""
-    return asdict(control.cancel(multirun, sweep))
+    return asdict(cancelling.cancel(multirun, sweep))
 
 
 def show_cancelled(found: dict[str, Any]) -> None:
@@ -37,18 +40,28 @@ def logs(multirun: Multirun, text: str, lines: int, follow: bool) -> None:
     from skipsweep.status import observe
 
     run = find(multirun, text)
-    shown: dict[str, int] = {}
-    for path in control.logs(run):
-        print(f"==> {path} <==")
-        print(control.tail(path, lines), flush=True)
-        shown[str(path)] = path.stat().st_size
-    while follow and observe(run).state not in FINAL:
-        time.sleep(FOLLOW_S)
-        for path in control.logs(run):
-            with open(path, errors="replace") as f:
-                f.seek(shown.get(str(path), 0))
-                print(f.read(), end="", flush=True)
-                shown[str(path)] = f.tell()
+    shown: dict[Path, int] = {}
+    for path in logs_of(run):
+        end, found = tail(path, lines)
+        print(f"==> {path} <==\n{found}", flush=True)
+        shown[path] = end
+    ended = not follow
+    while not ended:
+        ended = observe(run).state in FINAL  # before the last look at the logs, which then are whole
+        _print_new(run, shown)
+        if not ended:
+            time.sleep(FOLLOW_S)
+
+
+def _print_new(run: RunDir, shown: dict[Path, int]) -> None:
+    """What was added since. `shown`: bytes of every log that have been printed; of a new attempt's none."""
+    for path in logs_of(run):
+        if path not in shown:
+            print(f"==> {path} <==", flush=True)
+        with open(path, "rb") as f:
+            f.seek(shown.get(path, 0))
+            print(f.read().decode(errors="replace"), end="", flush=True)
+            shown[path] = f.tell()
 
 
 def with_queue(found: Status, multirun: Multirun) -> Status:

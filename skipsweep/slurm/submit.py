@@ -8,23 +8,22 @@ import contextlib
 import io
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipsweep import files, provenance, squeue, submission
+from skipsweep import files, provenance
 from skipsweep.config import Compute
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
-from skipsweep.squeue import Queue, Unreachable
-from skipsweep.status import FINAL, Observation, observe
-from skipsweep.submission import Submission
-from skipsweep.sweep import show
+from skipsweep.slurm import squeue, submission
+from skipsweep.slurm.squeue import Queue, Unreachable
+from skipsweep.slurm.submission import Submission
+from skipsweep.slurm.wait import interruptible, wait
+from skipsweep.status import FINAL, observe
 from skipsweep.sweep.plan import Plan
 
 PACK = 8
@@ -32,8 +31,6 @@ PACK = 8
 CPUS_PER_GPU = 8
 ARRAY_SIZE = 1001
 """SLURM's own default for MaxArraySize."""
-FIRST_LOOK_S, SELDOM_S = 2.0, 30.0
-"""Seconds between two looks at the queue: at first, and after a while."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,6 @@ class Shape:
     tasks_per_node: int
     gpus_per_node: int
     packed: bool
-
-
-# ----------------------------------------------------------------------------------------------------------- submitting
 
 
 def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: Path) -> int:
@@ -167,7 +161,7 @@ def _sbatch(
     executor = _executor(folder, made.python)
     executor.update_parameters(**_parameters(folder, made, name, shape, settings, parallelism))
     executor.parameters["map_count"] = len(made.tasks)
-    command = ["exec", made.python, "-P", "-u", "-m", "skipsweep.supervise", str(folder)]
+    command = ["exec", made.python, "-P", "-u", "-m", "skipsweep.slurm.batch_step", str(folder)]
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
@@ -233,81 +227,21 @@ def _path_line(code: str) -> str:
     return f'export PYTHONPATH={shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
 
-# -------------------------------------------------------------------------------------------------------------- waiting
+def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Submit and, unless detached, wait; returns whether the user had enough of it.
 
-
-class Looker:
-    """Observes runs for as long as somebody waits: files at every look, the queue now and then."""
-
-    def __init__(self) -> None:
-        self._queue: Queue | None = None
-        self._next, self._every = 0.0, FIRST_LOOK_S
-        self._gone: set[str] = set()
-        self.looks = 0
-
-    def refresh(self) -> None:
-        """Ask the queue, if it is time to. An answer that fails to come says nothing."""
-        if time.monotonic() < self._next:
-            return
-        self._every = min(SELDOM_S, self._every * 1.3)
-        try:
-            self._queue = squeue.read()
-            self.looks += 1
-        except Unreachable as problem:
-            print(f"{problem}; asking again", file=sys.stderr, flush=True)
-        self._next = time.monotonic() + self._every
-
-    def __call__(self, run: RunDir) -> Observation:
-        seen = observe(run)
-        return seen if self._queue is None else squeue.refined(seen, run, self._queue)
-
-    def is_settled(self, run: RunDir) -> bool:
-        """Whether nothing more is to come: it has ended, or no job will go on with it."""
-        seen = self(run)
-        if seen.state in FINAL:
-            return True
-        return self._queue is not None and not seen.is_live and seen.job is None
-
-
-def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> bool:
-    """Show how runs go until all of them are settled; returns whether the user had enough of it."""
-    look = Looker()
+    Ctrl-C loses nothing at any moment: jobs are found again by their name, and runs without one are submitted by the
+    same command.
+    """
     try:
-        with _interruptible(), show.Watch(runs, known, look) as watch:
-            while not _all_settled(runs, look):
-                watch.tick()
-                time.sleep(0.2 + len(runs) / 1000)
+        with interruptible():
+            _submit_and_wait(plan, names, settings)
     except KeyboardInterrupt:
         return True
     return False
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have SIGINT raise KeyboardInterrupt, also where a shell that started us in the background had it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _all_settled(runs: Sequence[RunDir], look: Looker) -> bool:
-    """Files alone tell of runs that have ended; of others only a queue that was read after them."""
-    look.refresh()
-    open_ = [run for run in runs if not look.is_settled(run)]
-    if open_:
-        return False
-    vanished = [run for run in runs if observe(run).state not in FINAL]
-    if not vanished:
-        return True
-    look._next = 0.0  # a job may have told its end between two looks; so look once more, at both
-    look.refresh()
-    return all(look.is_settled(run) for run in vanished)
-
-
-def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bool:
-    """Submit and, unless detached, wait; returns whether the user had enough of waiting."""
+def _submit_and_wait(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> None:
     code = home_of(plan) / "code"
     code.mkdir(parents=True, exist_ok=True)
     count = submit(plan, names, settings, provenance.freeze_code(code))
@@ -316,4 +250,5 @@ def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bo
         f"submitted {count} run{'' if count == 1 else 's'}" + (f", {elsewhere} in flight" if elsewhere else ""),
         flush=True,
     )
-    return False if settings["detach"] else wait([plan.multirun.run(name) for name in names], plan.observations)
+    if not settings["detach"]:
+        wait([plan.multirun.run(name) for name in names], plan.observations)

@@ -1,6 +1,6 @@
 """The batch step of a SLURM job: start the ranks with srun, see them end, tell how, requeue at most once.
 
-python -m skipsweep.supervise SUBMISSION_FOLDER
+python -m skipsweep.slurm.batch_step SUBMISSION_FOLDER
 
 SLURM's warning (USR2) goes to the ranks, which agree on a step, save and exit; it does not reach this process. Only
 when all of them have ended is the job requeued, once, from here: a requeue ends whatever is still running. SIGTERM
@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipsweep import lease, slurm_env, submission
-from skipsweep.assignment import Assignment
+from skipsweep import lease
 from skipsweep.rundir import RunDir
+from skipsweep.slurm import environment, submission
+from skipsweep.slurm.assignment import Assignment
+from skipsweep.slurm.submission import Submission
 from skipsweep.status import FINAL, observe
-from skipsweep.submission import Submission
 
 PREEMPTED, HELD = 75, 76
 """Exit codes of a job, see skipsweep/job.py."""
@@ -63,14 +64,14 @@ class Death:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-class Supervisor:
+class BatchStep:
     """One job: some runs, executed by one srun."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.submission = submission.read(folder)
-        self.index = slurm_env.array_index()
-        self.job = slurm_env.job_id()
+        self.index = environment.array_index()
+        self.job = environment.job_id()
         self.started = time.time()
         self.terminated = False
         self.said: list[str] = []
@@ -204,7 +205,7 @@ class Supervisor:
     def _is_running(self) -> bool:
         """Whether it is still this start of the job. A cancelled one would come back to life if it were requeued."""
         facts = self._job_facts()
-        return "JobState=RUNNING" in facts and f"Restarts={slurm_env.restarts()} " in facts
+        return "JobState=RUNNING" in facts and f"Restarts={environment.restarts()} " in facts
 
     def _was_preempted(self) -> bool:
         found = re.search(r"PreemptTime=(\S+)", self._job_facts())
@@ -240,7 +241,7 @@ def srun_command(made: Submission, folder: Path, index: int) -> list[str]:
     command += [f"--wait={0 if made.packed else PEER_GRACE_S}", f"--output={folder}/task-{index}-%t.log"]
     if "SLURM_CPUS_PER_TASK" in os.environ:  # newer versions of srun do not take it from there
         command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return [*command, *made.srun_args, made.python, "-P", "-u", "-m", "skipsweep.task"]
+    return [*command, *made.srun_args, made.python, "-P", "-u", "-m", "skipsweep.slurm.task"]
 
 
 def verdict(
@@ -311,7 +312,7 @@ def _last_line(path: Path) -> str | None:
 
 
 def main() -> int:
-    return Supervisor(Path(sys.argv[1])).run()
+    return BatchStep(Path(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One task of a SLURM job: become the rank that SLURM's environment says, then execute the run.
 
-srun python -m skipsweep.task        (started by skipsweep.supervise, which says what to execute: `Assignment`)
+srun python -m skipsweep.slurm.task        (started by the batch step, which says what to execute: `Assignment`)
 """
 
 import os
@@ -17,9 +17,9 @@ WAIT_S = 180.0
 def main() -> int:
     """Execute this task's part; returns an exit code of a job."""
     with StopSignal() as stop:  # before anything slow: SLURM may warn at any time
-        from skipsweep import slurm_env
-        from skipsweep.assignment import Assignment
         from skipsweep.rundir import RunDir
+        from skipsweep.slurm import environment
+        from skipsweep.slurm.assignment import Assignment
 
         assignment = Assignment.of_environment()
         mine = assignment.slot(int(os.environ["SLURM_PROCID"]))
@@ -27,7 +27,7 @@ def main() -> int:
             return 0
         path, attempt = mine
         run = RunDir(Path(path))
-        os.environ.update(slurm_env.rank_environment(os.environ, assignment.packed))
+        os.environ.update(environment.rank_environment(os.environ, assignment.packed))
         _log_to(run.log(attempt, "out"), run.log(attempt, "err"))
         if os.environ["RANK"] == "0":
             _wait_for_predecessor(path)

@@ -1,4 +1,4 @@
-"""What a user does to a sweep that runs elsewhere: cancel it, read a run's logs."""
+"""`skipsweep cancel`: stop what a sweep alone waits for."""
 
 import subprocess
 import time
@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipsweep import files, lease, squeue, submission
+from skipsweep import files
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
-from skipsweep.squeue import Queue, Unreachable
+from skipsweep.slurm import squeue, submission
+from skipsweep.slurm.squeue import Queue, Unreachable
 from skipsweep.status import FINAL, observe
 
 
@@ -102,28 +103,3 @@ def _tell_before_it_began(run: RunDir, queue: Queue) -> None:
     job = queue.find(run)
     if observe(run).state in ("submitted", "interrupted") and (job is None or job.is_pending):
         run.write_status("preempted", cause="cancelled", message="by skipsweep cancel", ended=time.time())
-
-
-# ----------------------------------------------------------------------------------------------------------------- logs
-
-
-def logs(run: RunDir) -> list[Path]:
-    """Files to read, the most telling last: of the newest attempt, or of the job where there was none."""
-    attempt = lease.next_attempt(run) - 1
-    found = [run.log(attempt, "out"), run.log(attempt, "err")] if attempt else []
-    told = run.read_status().get("log")
-    if told and Path(told) not in found:
-        found.append(Path(told))
-    found = [path for path in found if path.exists()]
-    claim = submission.claim_of(run)
-    if claim and not any(path.stat().st_size for path in found):
-        job = submission.log_of(Path(claim.folder), claim.index)
-        found += [path for path in (job.with_suffix(".out"), job) if path.exists() and path not in found]
-    return found
-
-
-def tail(path: Path, lines: int) -> str:
-    """The last lines of a file."""
-    with open(path, "rb") as f:
-        f.seek(max(0, path.stat().st_size - 400 * lines))
-        return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])

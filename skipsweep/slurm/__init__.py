@@ -1,0 +1,1 @@
+"""Sweeps on SLURM: submit, execute, requeue, look, cancel; docs/slurm.md."""
