@@ -9,6 +9,7 @@ Imports no torch: planning and reports read through here on a login node.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -166,6 +167,14 @@ def _attempt(row: dict[str, Any]) -> int:
     return row.get("attempt", 0)
 
 
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
+
+
+def names_a_folder(name: str) -> bool:
+    """Whether a sweep may be called so: nothing that leaves multirun/sweeps, or that a shell would read otherwise."""
+    return _FOLDER.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class SweepDir:
     """The folder of one sweep."""
@@ -217,6 +226,7 @@ class Multirun:
         return RunDir(self.runs / name)
 
     def sweep(self, name: str) -> SweepDir:
+        """The folder of a sweep; of a name that a user gave, see `names_a_folder`."""
         return SweepDir(self.sweeps / name)
 
     def all_runs(self) -> Iterator[RunDir]:

@@ -13,9 +13,7 @@ from typing import Any
 from skipsweep import files
 from skipsweep.errors import UserError
 from skipsweep.imports import speedrun_log
-from skipsweep.rundir import Multirun, RunDir
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
+from skipsweep.rundir import Multirun, RunDir, names_a_folder
 
 
 @dataclass
@@ -48,7 +46,7 @@ def import_logs(
     Without it the arm is the name of the file's folder. `target`: nats per token.
     Raises UserError for bad arguments, a sweep that was launched, or when no file is a log.
     """
-    if not _NAME.fullmatch(sweep):
+    if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
     pattern = _compile(arm)
     found, points = Imported(), []

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipsweep.inspection.trace import Sum, Trace
+from skipsweep.inspection.trace import Sum, Trace, mechanisms
 from skipsweep.model.gpt import GPT
 from skipsweep.model.norm import norm
 
@@ -67,13 +67,12 @@ class Shares:
 
 def shares(model: GPT, found: Trace) -> list[Shares]:
     """Every weighted sum that the pass computed, in layer order."""
-    mechanisms: dict[str, Any] = {**dict(model.inject.named_children()), "readout": model.readout}
-    depth = len(model.blocks)
+    modules, depth = mechanisms(model), len(model.blocks)
     return [
         Shares(
             name,
             None if layer == depth or name == "tail" else layer,
-            _terms(made, _names(name, mechanisms[name], layer)),
+            _terms(made, _names(name, modules[name], layer)),
         )
         for (name, layer), made in sorted(found.sums.items(), key=lambda item: item[0][1])
     ]

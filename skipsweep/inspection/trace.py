@@ -43,6 +43,11 @@ class Trace:
     """(mechanism, layer before whose block it was computed) -> the sum; the readout's is (`readout`, layers)."""
 
 
+def mechanisms(model: GPT) -> dict[str, Any]:
+    """Name -> module, of all that may have a weighted sum."""
+    return {**dict(model.inject.named_children()), "readout": model.readout}
+
+
 @torch.no_grad()
 def trace(model: GPT, ids: Tensor, window: int) -> Trace:
     """Run `ids` (1, T) through the model as training does, `window` blocks wide."""
@@ -70,10 +75,9 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
         model.readout.register_forward_pre_hook(at_readout),
         *(block.register_forward_hook(at_block) for block in model.blocks),
     ]
-    mechanisms = {**dict(model.inject.named_children()), "readout": model.readout}
     try:
         with ExitStack() as watched:
-            for name, module in mechanisms.items():
+            for name, module in mechanisms(model).items():
                 watched.enter_context(_watched(name, module, keep))
             found.features = model.features(ids, window)
     finally:

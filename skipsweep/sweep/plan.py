@@ -16,12 +16,10 @@ from skipsweep.config import Config, Data, Paths, RunConfig, Sweep, leaves, reci
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
 from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun
+from skipsweep.rundir import Multirun, names_a_folder
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import identity, select
 from skipsweep.sweep.validate import validate
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def _sweep_name(sweep: Sweep, points: list[Point], wanted: Sequence[Wanted]) -> 
     Raises UserError for a name that would leave multirun/sweeps.
     """
     if sweep.name is not None:
-        if not _NAME.fullmatch(sweep.name):
+        if not names_a_folder(sweep.name):
             raise UserError(
                 f"sweep.name={sweep.name!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,- , "
                 "beginning with a letter or digit"
