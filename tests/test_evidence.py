@@ -1,0 +1,96 @@
+"""What analysis reads from run folders: complete ones, unfinished ones, damaged ones, and several sweeps at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sweep_folders import Made
+
+from skipsweep import files
+from skipsweep.analyze.evidence import nested, read
+from skipsweep.errors import UserError
+
+
+def test_a_sweep_comes_back_as_written(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none", target=2.92, plan={"confounds": {"5": ["schedule.steps"]}})
+    made.arm("5", [2.91, 2.93], sources=[5], lambdas={"lambda/skip/5": -0.3})
+    made.arm("none", [2.92, None])
+    found = made.read()
+    assert list(found.arms()) == ["none", "5"]  # the baseline first
+    assert (found.target, found.baseline, found.paired) == (2.92, "none", False)
+    assert found.confounds == {"5": ["schedule.steps"]}
+    assert [run.val_loss for run in found.of_arm("5")] == [2.91, 2.93]
+    assert [run.outcome for run in found.of_arm("none")] == ["done", "failed"]
+    run = found.of_arm("5")[0]
+    assert run.recipe["skip_layers"]["layers"] == [5]
+    assert run.env.hosts == ("node1",)
+    assert run.env.results_version == 2
+    assert run.rows()[-1]["lambda/skip/5"] == -0.3
+    assert run.series("val/loss")[-1].tolist() == [100, 10.0, 2.91]
+    assert run.series("gate/0").shape == (0, 3)
+
+
+def test_rows_are_what_the_run_folder_says(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    [folder] = made.arm("none", [2.5])
+    files.append_row(folder.metrics, {"attempt": 2, "step": 100, "val/loss": 2.4})
+    with open(folder.metrics, "a") as f:
+        f.write('{"attempt": 3, "step": 100, "val/lo')
+    [run] = made.read().of_arm("none")
+    assert run.rows() == folder.read_metrics()
+    assert run.rows()[-1] == {"attempt": 2, "step": 100, "val/loss": 2.4}
+    assert isinstance(run.rows()[0]["step"], int)
+
+
+@pytest.mark.parametrize("name", ["result.json", "status.json", "identity.json", "env.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"val_loss": NaN, "state": 3}', b"\xff\xfe"])
+def test_damaged_files_are_missing_values(tmp_path: Path, name: str, content: bytes) -> None:
+    made = Made(tmp_path)
+    [folder, _] = made.arm("none", [2.5, 2.6])
+    (folder.path / name).write_bytes(content)
+    run = made.read().of_arm("none")[0]
+    assert run.outcome == ("missing" if name == "result.json" else "done")
+    if name == "result.json" and content != b"null":
+        assert "result.json" in (run.cause or "")
+    run.rows()
+
+
+def test_a_run_without_a_folder_is_missing(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.point("none", 0, "never-made-0123")
+    [run] = made.read().of_arm("none")
+    assert (run.state, run.outcome, run.rows()) == ("new", "missing", [])
+
+
+def test_an_unknown_sweep_and_a_torn_plan_are_told(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.arm("none", [2.5])
+    multirun = made.write()
+    with pytest.raises(UserError, match=r"no sweep other .* there are: question"):
+        read(multirun, ["other"])
+    multirun.sweep("question").plan.write_text('{"points": [')
+    with pytest.raises(UserError, match=r"plan.json cannot be read"):
+        read(multirun, ["question"])
+    multirun.sweep("question").plan.write_text('{"points": [{"key": ["none", 0]}]}')
+    with pytest.raises(UserError, match="a point that cannot be read"):
+        read(multirun, ["question"])
+
+
+def test_several_sweeps_are_united(tmp_path: Path) -> None:
+    one, two = Made(tmp_path, name="one"), Made(tmp_path, name="two", question="Second?", target=3.0)
+    runs = one.arm("none", [2.5, 2.6])
+    two.arm("none", [2.5, 2.6], same_runs_as=runs)
+    two.arm("none", [2.4], first_seed=2)
+    one.arm("5", [2.3], sources=[5])
+    two.arm("5", [2.2], sources=[5], recipe={"model.dim": 256})  # the same name for something else
+    one.write()
+    found = read(two.write(), ["one", "two", "one"])
+    assert found.names == ("one", "two")
+    assert (found.question, found.target) == ("Does it help?", 3.0)
+    assert {arm: len(points) for arm, points in found.arms().items()} == {"none": 3, "5": 1, "two/5": 1}
+
+
+def test_dotted_keys_become_a_tree() -> None:
+    assert nested({"a.b": 1, "a.c.d": 2, "seed": 0}) == {"a": {"b": 1, "c": {"d": 2}}, "seed": 0}
+    assert nested({"a": 1, "a.b": 2}) == {"a": 1}
+    json.dumps(nested({"a.b": [1]}))
