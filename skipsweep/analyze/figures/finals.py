@@ -93,7 +93,7 @@ def _count_panel(tables: Tables, panel: str) -> Any:
 
 def over_flops(tables: Tables) -> Figure | None:
     """Final loss over the FLOPs of the training, where arms differ in them."""
-    x = alt.X("flops:Q", title="training FLOPs, forward pass (10¹⁵)", scale=alt.Scale(zero=False))
+    x = alt.X("flops:Q", title="training FLOPs, forward and backward (10¹⁵)", scale=alt.Scale(zero=False))
     if len({row["flops"] for row in style.has(tables["runs"], "loss", "flops")}) < 2:
         return None
     return _scatter(tables, "flops", x, "loss-over-flops", "Final loss over FLOPs", "counted, not measured")
@@ -112,11 +112,21 @@ def _scatter(
     if not rows:
         return None
     wanted = f"isValid(datum.loss) && isValid(datum.{key})" + (" && datum.sources > 1" if several else "")
-    marks: Any = style.rings(style.chart("runs").transform_filter(wanted), x, tables, key)
+    base = style.chart("runs").transform_filter(wanted)
+    marks: Any = alt.layer(_baseline(base), style.rings(base, x, tables, key))
     if facet and len({row.get(facet) for row in rows}) > 1:
-        marks = marks.properties(width=260).facet(facet=alt.Facet(f"{facet}:N", title=None), columns=2)
-    caption = f"One mark per run, n = {len(rows)} ({note}). Equal points are rings around each other."
+        marks = marks.properties(width=260, height=240).facet(facet=alt.Facet(f"{facet}:N", title=None), columns=2)
+    caption = (
+        f"One mark per run, n = {len(rows)} ({note}). Equal points are rings around each other; "
+        "dashed: the baseline's mean."
+    )
     return Figure(name, title, caption, marks)
+
+
+def _baseline(base: alt.Chart) -> alt.Chart:
+    """A line at the baseline's mean; none where it has no result."""
+    once = base.transform_aggregate(baseline="mean(baseline)").transform_filter("isValid(datum.baseline)")
+    return once.mark_rule(strokeDash=[4, 4], color="#555").encode(y=alt.Y("baseline:Q", title=style.LOSS))
 
 
 def _unfinished(tables: Tables) -> str:

@@ -48,14 +48,18 @@ def colour(tables: Tables) -> alt.Color:
     """The same name has the same colour in every figure of a page."""
     names = domain(tables)
     scale = alt.Scale(domain=names, range=[COLOURS[i % len(COLOURS)] for i in range(len(names))])
-    return alt.Color("colour:N", scale=scale, legend=alt.Legend(title=None, labelLimit=260, symbolLimit=60))
+    return alt.Color(
+        "colour:N", scale=scale, legend=alt.Legend(title=None, labelLimit=260, symbolLimit=60, symbolOpacity=1)
+    )
 
 
 def shape(tables: Tables) -> alt.Shape:
     """Tells apart what has to share a colour."""
     names = domain(tables)
     marks = [SHAPES[i // len(COLOURS) % len(SHAPES)] for i in range(len(names))]
-    return alt.Shape("colour:N", scale=alt.Scale(domain=names, range=marks), legend=alt.Legend(title=None))
+    return alt.Shape(
+        "colour:N", scale=alt.Scale(domain=names, range=marks), legend=alt.Legend(title=None, symbolOpacity=1)
+    )
 
 
 def dash(tables: Tables) -> alt.StrokeDash:

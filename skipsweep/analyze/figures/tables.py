@@ -10,6 +10,7 @@ gates    one row per point, validation and gated layer
 
 import math
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
@@ -61,8 +62,7 @@ def of(evidence: Evidence) -> Tables:
 
 def command(point: Point) -> str:
     """What one types to repeat the run of a point."""
-    quoted = (f"'{o}'" if re.search(r"[^\w=.,/+:-]", o) else o for o in point.overrides)
-    return " ".join(["python launch.py", *quoted])
+    return shlex.join(["python", "launch.py", *point.overrides])
 
 
 def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -> Row:
@@ -79,6 +79,7 @@ def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -
         "command": command(point),
         "loss": run.val_loss,
         "difference": None if base is None or run.val_loss is None else run.val_loss - base,
+        "baseline": base,
         "head": run.recipe.get("head_type", {}).get("name"),
         "method": _method(point),
         "sources": len(point.sources),
