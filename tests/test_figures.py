@@ -47,6 +47,13 @@ def marks(figure: Figure | None, data: Tables) -> int:
     return svg.count('aria-roledescription="point"')
 
 
+def panels(figure: Figure | None, data: Tables) -> list[str]:
+    """Titles that stand centred above panels."""
+    assert figure is not None
+    svg = vl_convert.vegalite_to_svg(page.spec(figure) | {"datasets": data})
+    return re.findall(r'<text text-anchor="middle" transform="translate\(0,8\)"[^>]*>(\w+)<', svg)
+
+
 def sizes(figure: Figure | None, data: Tables) -> list[str]:
     """Outlines of the marks without their places."""
     assert figure is not None
@@ -86,6 +93,7 @@ def test_every_finished_run_has_a_mark_also_where_marks_coincide(tmp_path: Path)
     data = tables.of(single_layers(tmp_path))
     assert marks(finals.per_arm(data), data) == 6
     assert marks(finals.per_layer(data), data) == 4
+    assert panels(finals.per_layer(data), data) == ["add", "concat"], "none for the baseline, which has no layer"
     areas = sizes(finals.over_distance(data), data)
     assert len(set(areas)) == 2, "the two equal runs are a small and a large ring"
     assert marks(finals.over_distance(data), data) == 4

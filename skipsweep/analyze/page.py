@@ -121,7 +121,7 @@ def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figur
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script without imports."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle().replace("</script", "<\\/script")  # pyright: ignore[reportCallIssue] (its stub is wrong)
 
 
 def _json(value: Any) -> str:

@@ -28,7 +28,7 @@ def _losses(tables: Tables, key: str, x: Any, name: str, title: str) -> Figure |
     title_y = "validation loss (nats/token)"
     y = style.loss_axis(title_y)
     base = style.chart("means").transform_filter(alt.datum[key] != None)  # noqa: E711 (an expression of Vega)
-    shared = {"x": x, "color": style.colour(tables), "detail": "arm:N"}
+    shared: dict[str, Any] = {"x": x, "color": style.colour(tables), "detail": "arm:N"}
     band = (
         base.mark_area(opacity=0.15)
         .encode(y=alt.Y("low:Q", title=title_y), y2="high:Q", **shared)

@@ -85,7 +85,7 @@ def _count_panel(tables: Tables, panel: str) -> Any:
         methods = [m for m in {row.get("method") for row in tables["runs"]} if m and PAIRS.get(m, m) == panel]
         base = base.transform_filter(alt.FieldOneOfPredicate(field="method", oneOf=sorted(methods)))
     x = alt.X("sources:Q", title="number of sources (1)", axis=alt.Axis(tickMinStep=1))
-    split = {"strokeDash": alt.StrokeDash("method:N", title="ordering")} if panel != "all" else {}
+    split: dict[str, Any] = {"strokeDash": alt.StrokeDash("method:N", title="ordering")} if panel != "all" else {}
     line = base.mark_line(color="#777").encode(x=x, y=alt.Y("mean(loss):Q", title=style.LOSS), **split)
     marks = style.rings(base, x, tables, "sources")
     return alt.layer(line, marks).properties(title=panel, width=260, height=200)
@@ -116,6 +116,8 @@ def _scatter(
     marks: Any = alt.layer(_baseline(base), style.rings(base, x, tables, key))
     if facet and len({row.get(facet) for row in rows}) > 1:
         marks = marks.properties(width=260, height=240).facet(facet=alt.Facet(f"{facet}:N", title=None), columns=2)
+        # Also before the panels are made, or there would be empty ones.
+        marks = marks.transform_filter(wanted)
     caption = (
         f"One mark per run, n = {len(rows)} ({note}). Equal points are rings around each other; "
         "dashed: the baseline's mean."

@@ -73,7 +73,7 @@ def loss_axis(title: str = LOSS) -> alt.Y:
     return alt.Y("loss:Q", title=title, scale=alt.Scale(zero=False))
 
 
-def hover(*more: str) -> list[Any]:
+def hover(*more: Any) -> list[Any]:
     """Run, seed, and difference to the baseline's mean."""
     fixed = [alt.Tooltip("run:N"), alt.Tooltip("arm:N"), alt.Tooltip("seed:Q")]
     return [*fixed, *more, alt.Tooltip("difference:Q", title="loss - baseline's mean", format="+.5f")]
