@@ -83,6 +83,11 @@ def test_the_tables_say_what_the_folders_say(tmp_path: Path) -> None:
         recorded = evidence.runs[data["runs"][point]["run"]].series("val/loss")
         drawn = [(row["step"], row["time"], row["loss"]) for row in data["curves"] if row["point"] == point]
         assert drawn == [tuple(row) for row in recorded.tolist()]
+    learned = [row for row in data["lambdas"] if row["point"] == 2 and row["last"]]
+    assert [(row["weight"], row["layer"], row["step"], row["value"]) for row in learned] == [
+        ("skip", 2, 100, 0.3),
+        ("x00", 0, 100, 0.1),
+    ]
     last = [row for row in data["means"] if row["arm"] == "none"][-1]
     assert last["loss"] == pytest.approx(2.935)
     assert last["high"] - last["low"] == pytest.approx(2 * 0.01 / 2**0.5)
