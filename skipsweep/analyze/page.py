@@ -26,7 +26,8 @@ th { border-bottom: 1px solid #222 } .wide { overflow-x: auto } .answer { font-s
 figcaption { font-size: 0.9rem; color: #555 } code { font-size: 0.85rem }
 #said { position: fixed; bottom: 1rem; right: 1rem; background: #222; color: #fff; padding: 0.4rem 0.8rem }
 """
-_SCRIPT = """
+# In braces: the bundle before it has names of its own at the top level.
+_SCRIPT = """{
 const data = JSON.parse(document.getElementById("data").textContent);
 const specs = JSON.parse(document.getElementById("specs").textContent);
 const said = document.getElementById("said");
@@ -42,7 +43,7 @@ for (const [name, spec] of Object.entries(specs)) {
     view.addEventListener("click", (_, item) => { if (item?.datum?.command) copy(item.datum.command) });
   }).catch((problem) => { document.getElementById(name).textContent = problem });
 }
-"""
+}"""
 
 
 class Says(Protocol):
