@@ -1,0 +1,185 @@
+"""The tables that all figures of a page share: plain rows, each fact once. Charts join them by `point`.
+
+runs     one row per point that is done: what it was and where it ended
+curves   one row per point and validation: step, training time, validation loss
+means    one row per arm and step: mean over its runs, with the band of one standard deviation
+lambdas  one row per point, validation and learned scalar that belongs to a layer
+rates    one row per arm, step and parameter group: the learning rate (of the arm's first run with rows)
+gates    one row per point, validation and gated layer
+"""
+
+import math
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import fmean, stdev
+from typing import Any
+
+from skipsweep.analyze.evidence import Evidence, Point, Run
+
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+
+MOST_RATES = 200
+"""Rows per arm and parameter group: a schedule is piecewise smooth, and a page is to stay small."""
+DISTINGUISHABLE = 8
+"""As many arms have a colour of their own; above, colour says which kind of arm it is."""
+_SKIP = re.compile(r"lambda/skip/(\d+)")
+_BLOCK = re.compile(r"lambda/block/(\d+)/(\w+)")
+_GATE = re.compile(r"gate/(\d+)")
+
+
+def of(evidence: Evidence) -> Tables:
+    """All tables of a sweep; what is not known is missing from a row, never 0."""
+    arms = evidence.arms()
+    by_kind = len(arms) > DISTINGUISHABLE
+    base = _mean(
+        [loss for run in evidence.of_arm(evidence.baseline) if (loss := run.val_loss) is not None]
+        if evidence.baseline
+        else []
+    )
+    tables: Tables = {name: [] for name in ("runs", "curves", "means", "lambdas", "rates", "gates")}
+    number = 0
+    for arm, points in arms.items():
+        curves: list[Row] = []
+        for point in points:
+            run = evidence.runs[point.run]
+            colour = _kind(point, run, arm == evidence.baseline) if by_kind else arm
+            tables["runs"].append(_run(number, point, run, colour, base))
+            own = [{"point": number, **row} for row in _series(run, "val/loss", "loss")]
+            curves += own
+            tables["lambdas"] += _scalars(number, run)
+            tables["gates"] += _layers(number, run, _GATE)
+            number += 1
+        if points:
+            colour = tables["runs"][-1]["colour"]
+            tables["curves"] += curves
+            tables["means"] += _means(arm, colour, curves)
+            tables["rates"] += _rates(arm, colour, [evidence.runs[point.run] for point in points])
+    return tables
+
+
+def command(point: Point) -> str:
+    """What one types to repeat the run of a point."""
+    return shlex.join(["python", "launch.py", *point.overrides])
+
+
+def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -> Row:
+    layers = [source for source in point.sources if isinstance(source, int)]
+    depth = run.recipe.get("model", {}).get("layers")
+    result = run.result or {}
+    row = {
+        "point": number,
+        "arm": point.arm,
+        "colour": colour,
+        "run": run.name,
+        "seed": point.seed,
+        "state": run.outcome,
+        "command": command(point),
+        "loss": run.val_loss,
+        "difference": None if base is None or run.val_loss is None else run.val_loss - base,
+        "baseline": base,
+        "head": run.recipe.get("head_type", {}).get("name"),
+        "method": _method(point),
+        "sources": len(point.sources),
+        "layer": layers[0] if len(point.sources) == len(layers) == 1 else None,
+        # Blocks between the output of a source and the output of the last block.
+        "distance": depth - 1 - fmean(layers) if depth and layers and len(layers) == len(point.sources) else None,
+        "flops": _flops(result),
+        "sparsity": _sparsity(run),
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _method(point: Point) -> str | None:
+    """The ordering behind a point's sources: `multi_layer/best_to_worst/N=5` -> `best_to_worst`."""
+    if not point.sources:
+        return None
+    parts = point.tags[0].split("/") if point.tags else []
+    return parts[1] if len(parts) > 2 else "given"
+
+
+def _kind(point: Point, run: Run, is_baseline: bool) -> str:
+    """What an arm is called where there are more arms than colours."""
+    if is_baseline:
+        return f"baseline: {point.arm}"
+    kind = point.tags[0].rsplit("/N=", 1)[0] if point.tags else "arm"
+    head = run.recipe.get("head_type", {}).get("name")
+    return f"{kind}, {head}" if head and point.sources else kind
+
+
+def _flops(result: Mapping[str, Any]) -> float | None:
+    """Of the whole training, in units of 1e15: FLOPs per token times tokens."""
+    parts, tokens = result.get("flops_per_token"), result.get("tokens")
+    return None if not isinstance(parts, Mapping) or not tokens else sum(parts.values()) * tokens / 1e15
+
+
+def _sparsity(run: Run) -> float | None:
+    """Mean closed part of the gates at the last validation that recorded them."""
+    last = [series[-1][2] for key in _keys(run) if _GATE.fullmatch(key) and len(series := run.series(key))]
+    return None if not last else 1 - fmean(last)
+
+
+def _series(run: Run, key: str, name: str) -> list[Row]:
+    return [
+        {"step": int(step), name: float(value)} | ({} if math.isnan(time) else {"time": float(time)})
+        for step, time, value in run.series(key)
+        if math.isfinite(value)
+    ]
+
+
+def _scalars(number: int, run: Run) -> list[Row]:
+    """`lambda/skip/5` -> weight skip of layer 5; `lambda/block/3/x00` -> weight x00 of layer 3."""
+    skips = [{**row, "weight": "skip"} for row in _layers(number, run, _SKIP)]
+    return skips + _layers(number, run, _BLOCK)
+
+
+def _layers(number: int, run: Run, pattern: re.Pattern[str]) -> list[Row]:
+    found = []
+    for key in _keys(run):
+        if match := pattern.fullmatch(key):
+            fixed = {"point": number, "layer": int(match[1])} | ({"weight": match[2]} if pattern.groups > 1 else {})
+            rows = [fixed | row for row in _series(run, key, "value")]
+            found += [row | {"last": i == len(rows) - 1} for i, row in enumerate(rows)]
+    return found
+
+
+def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
+    """Mean, band and n per step; where some runs are behind, n says over how many."""
+    steps: dict[int, list[Row]] = defaultdict(list)
+    for row in curves:
+        steps[row["step"]].append(row)
+    found = []
+    for step, rows in sorted(steps.items()):
+        losses = [row["loss"] for row in rows]
+        times = [row["time"] for row in rows if "time" in row]
+        mean, spread = fmean(losses), stdev(losses) if len(losses) > 1 else None
+        row: Row = {"arm": arm, "colour": colour, "step": step, "n": len(losses), "loss": mean}
+        row |= {"time": fmean(times)} if len(times) == len(rows) else {}
+        found.append(row | ({} if spread is None else {"low": mean - spread, "high": mean + spread}))
+    return found
+
+
+def _rates(arm: str, colour: str, runs: Iterable[Run]) -> list[Row]:
+    for run in runs:
+        keys = [key for key in _keys(run) if key.startswith("lr/")]
+        if keys:
+            fixed = {"arm": arm, "colour": colour}
+            return [fixed | {"group": k[3:]} | row for k in keys for row in _thin(_series(run, k, "rate"))]
+    return []
+
+
+def _thin(rows: list[Row]) -> list[Row]:
+    """Evenly spaced rows, the last one among them."""
+    every = math.ceil(len(rows) / MOST_RATES) if rows else 1
+    return rows[::-1][::every][::-1]
+
+
+def _keys(run: Run) -> list[str]:
+    """What a run has recorded."""
+    return run.keys()
+
+
+def _mean(values: list[float]) -> float | None:
+    return fmean(values) if values else None

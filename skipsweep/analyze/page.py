@@ -1,0 +1,178 @@
+"""The report as one HTML page that opens from disk: no network, no second file; figures also as SVG and PNG."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any, Protocol
+
+import vl_convert
+
+from skipsweep import files
+from skipsweep.analyze import figures
+from skipsweep.analyze.evidence import Evidence
+from skipsweep.analyze.figures import tables
+from skipsweep.analyze.figures.style import Figure
+from skipsweep.analyze.figures.tables import Tables
+
+# Vega compiles its expressions with Function(), hence unsafe-eval; everything else is forbidden, fetching above all.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; font-size: 0.85rem } th, td { padding: 0.15rem 0.7rem; text-align: left }
+th { border-bottom: 1px solid #222 } .wide { overflow-x: auto } .answer { font-size: 1.2rem; font-weight: 600 }
+.warnings { border-left: 4px solid #D55E00; padding-left: 1rem } figure { margin: 2rem 0 }
+figcaption { font-size: 0.9rem; color: #555 } code { font-size: 0.85rem }
+#said { position: fixed; bottom: 1rem; right: 1rem; background: #222; color: #fff; padding: 0.4rem 0.8rem }
+"""
+# In braces: the bundle before it has names of its own at the top level.
+_SCRIPT = """{
+const data = JSON.parse(document.getElementById("data").textContent);
+const specs = JSON.parse(document.getElementById("specs").textContent);
+const said = document.getElementById("said");
+function say(text) { said.textContent = text; said.hidden = false; setTimeout(() => { said.hidden = true }, 4000) }
+function copy(text) {
+  const shown = () => say(text);
+  if (!navigator.clipboard) { shown(); return }
+  navigator.clipboard.writeText(text).then(() => say("copied: " + text), shown);
+}
+const actions = { export: true, source: false, compiled: false, editor: false };
+for (const [name, spec] of Object.entries(specs)) {
+  vegaEmbed("#" + name, { ...spec, datasets: data }, { actions, renderer: "svg" }).then(({ view }) => {
+    view.addEventListener("click", (_, item) => { if (item?.datum?.command) copy(item.datum.command) });
+  }).catch((problem) => { document.getElementById(name).textContent = problem });
+}
+}"""
+
+
+class Says(Protocol):
+    """What the page needs to know of the findings."""
+
+    @property
+    def answer(self) -> str:
+        """One sentence, with its uncertainty."""
+        ...
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """planned, done, failed, running, missing."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+    @property
+    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Title -> rows; a missing value is None."""
+        ...
+
+
+def write(evidence: Evidence, findings: Says, folder: Path, png: bool = False) -> Path:
+    """Write index.html and figures/*.svg (and .png) into `folder`; returns the page."""
+    data = tables.of(evidence)
+    drawn = figures.drawn(data)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for figure in drawn:
+        complete = spec(figure) | {"datasets": data}
+        picture = folder / "figures" / figure.name
+        files.write_bytes(picture.with_suffix(".svg"), vl_convert.vegalite_to_svg(complete).encode(), durable=False)
+        if png:
+            drawing = vl_convert.vegalite_to_png(complete, scale=2)
+            files.write_bytes(picture.with_suffix(".png"), drawing, durable=False)
+    page = folder / "index.html"
+    files.write_bytes(page, html(evidence, findings, data, drawn).encode(), durable=False)
+    return page
+
+
+def spec(figure: Figure) -> dict[str, Any]:
+    """A figure's Vega-Lite specification, without data."""
+    return figure.chart.to_dict()
+
+
+def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figure]) -> str:
+    """The page's text. Whatever comes from folders is escaped."""
+    title = escape(" and ".join(evidence.names))
+    body = [
+        f"<h1>{escape(evidence.question) if evidence.question else title}</h1>",
+        f"<p>Sweep {title}{_source(evidence)}.</p>",
+        _counts(findings.counts),
+        f'<p class="answer">{escape(findings.answer)}</p>',
+        _warnings(findings.warnings),
+        f"<h2>Arms</h2>{_table(_arms(evidence))}",
+        *(f"<h2>{escape(name)}</h2>{_table(rows)}" for name, rows in findings.tables.items()),
+        "<h2>Figures</h2><p>Hover over a mark for its run; click it to copy the command that repeats the run.</p>",
+        *map(_figure, drawn),
+    ]
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+            *body,
+            '<p id="said" hidden></p>',
+            f'<script type="application/json" id="data">{_json(data)}</script>',
+            f'<script type="application/json" id="specs">{_json({f.name: spec(f) for f in drawn})}</script>',
+            f"<script>{_bundle()}</script>",
+            f"<script>{_SCRIPT}</script></body></html>",
+        ]
+    )
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script without imports."""
+    return vl_convert.javascript_bundle().replace("</script", "<\\/script")  # pyright: ignore[reportCallIssue] (its stub is wrong)
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _source(evidence: Evidence) -> str:
+    return f" (source: {escape(evidence.source)})" if evidence.source else ""
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    text = ", ".join(f"{n} {escape(name)}" for name, n in counts.items())
+    open_ = counts.get("planned", 0) - counts.get("done", 0)
+    note = " <strong>This sweep is not finished: every figure is over what is done so far.</strong>" if open_ else ""
+    return f"<p>Runs: {text}.{note}</p>"
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    return f'<div class="warnings"><h2>Warnings</h2><ul>{items}</ul></div>' if items else ""
+
+
+def _arms(evidence: Evidence) -> list[dict[str, Any]]:
+    """Each arm with the overrides that all of its points have."""
+    rows = []
+    for arm, points in evidence.arms().items():
+        common = [o for o in points[0].overrides if all(o in point.overrides for point in points)]
+        role = "baseline" if arm == evidence.baseline else None
+        rows.append({"arm": arm, "role": role, "points": len(points), "overrides": " ".join(common)})
+    return rows
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "<p>Nothing yet.</p>"
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = "".join("<tr>" + "".join(f"<td>{_cell(row.get(n))}</td>" for n in names) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return escape(f"{value:.5g}" if isinstance(value, float) else str(value))
+
+
+def _figure(figure: Figure) -> str:
+    return (
+        f'<figure><h3>{escape(figure.title)}</h3><div class="wide" id="{figure.name}"></div>'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+    )
