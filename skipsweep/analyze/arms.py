@@ -30,6 +30,8 @@ class Arm:
     train_time_s: float | None
     """Mean training time."""
     parameters: int | None
+    flops_per_token: int | None
+    """Operations of a training pass, as planning counts them."""
     is_baseline: bool
     same_as: str | None
     """An earlier arm that is served by the very same runs (`head_type` without sources, say)."""
@@ -79,6 +81,7 @@ def _arm(
         steps=found[0]["steps"] if found else None,
         train_time_s=mean([r["train_time_s"] for r in found]),
         parameters=sum(found[0]["parameters"].values()) if found else None,
+        flops_per_token=sum(found[0]["flops_per_token"].values()) if found else None,
         is_baseline=is_baseline,
         same_as=same_as,
     )
