@@ -80,11 +80,17 @@ def _arm(
         pairs=len(differences),
         steps=found[0]["steps"] if found else None,
         train_time_s=mean([r["train_time_s"] for r in found]),
-        parameters=sum(found[0]["parameters"].values()) if found else None,
-        flops_per_token=sum(found[0]["flops_per_token"].values()) if found else None,
+        parameters=_total(found, "parameters"),
+        flops_per_token=_total(found, "flops_per_token"),
         is_baseline=is_baseline,
         same_as=same_as,
     )
+
+
+def _total(results: Sequence[dict[str, Any]], key: str) -> int | None:
+    """Sum over the groups of a count; None where no run says it (imported ones do not)."""
+    groups = next((found[key] for found in results if found.get(key)), None)
+    return None if groups is None else sum(groups.values())
 
 
 def mean(values: Sequence[float]) -> float | None:
