@@ -48,8 +48,8 @@ READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "rundir", "status")
 """Unit -> all it may import of ours, where that is less than the order allows."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "altair": ("analyze.figures",),
-    "vl_convert": ("analyze.page",),
+    "altair": ("analyze.figures", "inspection.pictures"),
+    "vl_convert": ("analyze.page", "inspection.pictures"),
     "hydra": ("sweep", "hydra_plugins", "launch"),
     "omegaconf": ("sweep", "hydra_plugins", "launch"),
     "submitit": ("slurm.submit",),

@@ -30,6 +30,8 @@ class Arm:
     train_time_s: float | None
     """Mean training time."""
     parameters: int | None
+    flops_per_token: int | None
+    """Operations of a training pass, as planning counts them."""
     is_baseline: bool
     same_as: str | None
     """An earlier arm that is served by the very same runs (`head_type` without sources, say)."""
@@ -80,10 +82,17 @@ def _arm(
         pairs=len(differences),
         steps=found[0]["steps"] if found else None,
         train_time_s=mean([r["train_time_s"] for r in found]),
-        parameters=sum(found[0]["parameters"].values()) if found and "parameters" in found[0] else None,
+        parameters=_total(found, "parameters"),
+        flops_per_token=_total(found, "flops_per_token"),
         is_baseline=is_baseline,
         same_as=same_as,
     )
+
+
+def _total(results: Sequence[dict[str, Any]], key: str) -> int | None:
+    """Sum over the groups of a count; None where no run says it (imported ones do not)."""
+    groups = next((found[key] for found in results if found.get(key)), None)
+    return None if groups is None else sum(groups.values())
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -16,7 +16,7 @@ from skipsweep.slurm import squeue, submit
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep import show
-from skipsweep.sweep.estimate import estimate_seconds
+from skipsweep.sweep.estimate import Estimate, estimate, sizes
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
@@ -99,22 +99,30 @@ def make_plan(request: LaunchRequest) -> Plan:
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
     """Print points, runs and what is to run."""
     todo = plan.to_run(request.retry)
-    show.plan(plan, todo, estimate_seconds(plan, todo, _at_a_time(request, len(todo))))
+    show.plan(plan, todo, _estimate(plan, todo, request))
     show.download(to_download(plan, todo))
 
 
 def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
     """The plan as plain data."""
     todo = plan.to_run(request.retry)
+    expected = _estimate(plan, todo, request)
     return {
         "sweep": plan.name,
         "baseline": plan.baseline,
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
-        "seconds": estimate_seconds(plan, todo, _at_a_time(request, len(todo))),
+        "seconds": expected and expected.seconds,
+        "gpu_hours": expected and expected.gpu_hours,
+        "speed": expected and ("recorded" if expected.recorded else "measured"),
+        "sizes": {run: asdict(sizes(config)) for run, config in plan.configs.items()},
         "to_download": to_download(plan, todo),
     }
+
+
+def _estimate(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> Estimate | None:
+    return estimate(plan, todo, _at_a_time(request, len(todo)))
 
 
 def _at_a_time(request: LaunchRequest, runs: int) -> int:

@@ -18,6 +18,7 @@ from skipsweep.progress import describe, duration, gigabytes, number
 from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import chart
+from skipsweep.sweep.estimate import Estimate, sizes
 from skipsweep.sweep.plan import Plan
 from skipsweep.sweep.schedules import Drawing
 
@@ -52,37 +53,41 @@ def state(seen: Observation) -> Text:
 # ----------------------------------------------------------------------------------------------------------------- plan
 
 
-def plan(made: Plan, todo: Sequence[str], seconds: float | None) -> None:
-    """Points, runs, what is finished, what will run and how long that takes."""
+def plan(made: Plan, todo: Sequence[str], expected: Estimate | None) -> None:
+    """Points, runs, what is finished, what will run and how long that takes, how large each arm's model is."""
     if made.name is not None:
         headline(made.name, made.sweep.question)
-    shown = table("arm", "layers", ">seed", "run", "state")
+    shown = table("arm", "layers", ">seed", ">parameters", ">MFLOP/token", "run", "state")
     for point in made.points[:MAX_ROWS]:
+        size = sizes(made.configs[point.run])
         seen = made.observations[point.run]
         layers = ",".join(map(str, point.sources)) or "none"
         where = Text(f" by {seen.holder}" if seen.holder else "")
-        shown.add_row(point.arm, layers, str(point.seed), point.run, state(seen) + where)
+        cost = f"{size.parameters:,}", f"{size.flops_per_token / 1e6:,.2f}"
+        shown.add_row(point.arm, layers, str(point.seed), *cost, point.run, state(seen) + where)
     console.print(shown)
     if len(made.points) > MAX_ROWS:
         console.print(f"... and {len(made.points) - MAX_ROWS} more points")
-    console.print(summary(made, todo, seconds))
+    console.print(summary(made, todo, expected))
 
 
-def summary(made: Plan, todo: Sequence[str], seconds: float | None) -> str:
-    """`4 points, 3 runs: 1 finished, 2 to run; about 3:20`."""
+def summary(made: Plan, todo: Sequence[str], expected: Estimate | None) -> str:
+    """`4 points, 3 runs: 1 finished, 2 to run; about 3:20`, and on GPUs what that costs."""
     states = [seen.state for seen in made.observations.values()]
     failed = sum(s == "failed" for s in states) - sum(made.observations[r].state == "failed" for r in todo)
     parts = [f"{states.count('done')} finished"]
     if failed:
         parts.append(f"{failed} failed (again with retry=failed)")
     parts.append(f"{len(todo)} to run")
-    if not todo:
-        time_left = ""
-    elif seconds is None:
-        time_left = "; time unknown until measured"
-    else:
-        time_left = f"; about {duration(seconds)}"
-    return f"{_count(made.points, 'point')}, {_count(made.configs, 'run')}: {', '.join(parts)}{time_left}"
+    cost = f"; {_cost(expected)}" if todo else ""
+    return f"{_count(made.points, 'point')}, {_count(made.configs, 'run')}: {', '.join(parts)}{cost}"
+
+
+def _cost(expected: Estimate | None) -> str:
+    if expected is None:
+        return "time unknown until measured"
+    hours = f", {expected.gpu_hours:,.1f} GPU-hours" if expected.gpu_hours else ""
+    return f"about {duration(expected.seconds)}{hours}" + (" at published speed" if expected.recorded else "")
 
 
 def download(size: int) -> None:
@@ -205,7 +210,8 @@ def runs(seen: Sequence[Observation]) -> Table:
 
 def arms(found: Sequence[Arm]) -> None:
     """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
-    shown = table("arm", ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters")
+    figures = ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters", ">MFLOP/token"
+    shown = table("arm", *figures)
     for arm in found:
         versus = "baseline" if arm.is_baseline else f"is {arm.same_as}" if arm.same_as else _signed(arm.difference)
         count = f"{arm.done}/{arm.planned}" + (f", {arm.failed} failed" if arm.failed else "")
@@ -219,6 +225,7 @@ def arms(found: Sequence[Arm]) -> None:
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
+            "-" if arm.flops_per_token is None else f"{arm.flops_per_token / 1e6:,.2f}",
         )
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
