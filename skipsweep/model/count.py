@@ -12,9 +12,12 @@ from functools import lru_cache
 from skipsweep.config import Recipe
 from skipsweep.model.heads import has_embedding, head_inputs, matrices, readout_kind
 from skipsweep.model.shape import (
+    LLAMA,
     attention_layers,
     gate_channels,
     head_rows,
+    kv_heads,
+    norm_weights,
     scalars,
     table_rows,
     token_embeddings,
@@ -38,6 +41,7 @@ def parameters(recipe: Recipe) -> dict[str, int]:
         "blocks.mlp": _mlps(recipe) * _mlp(recipe),
         "readout": _readout(recipe),
         "head": head_rows(recipe) * head_inputs(recipe),
+        "norms": norm_weights(recipe),
         "scalars": len(scalars(recipe)),
     }
 
@@ -67,7 +71,8 @@ def total(counts: dict[str, int]) -> int:
 def _attention(recipe: Recipe) -> int:
     """Weights of one layer's query, key, value and output projections, and of its gate."""
     model = recipe.model
-    return 4 * model.dim**2 + model.attention_gate * model.heads * gate_channels(model)
+    shared = kv_heads(model) / model.heads
+    return round((2 + 2 * shared) * model.dim**2) + model.attention_gate * model.heads * gate_channels(model)
 
 
 def _smear(recipe: Recipe) -> int:
@@ -77,7 +82,8 @@ def _smear(recipe: Recipe) -> int:
 
 def _mlp(recipe: Recipe) -> int:
     """Weights of one layer's MLP."""
-    return 2 * recipe.model.dim * mlp_hidden(recipe.model)
+    matrices = 3 if recipe.model.block == LLAMA else 2
+    return matrices * recipe.model.dim * mlp_hidden(recipe.model)
 
 
 def _mlps(recipe: Recipe) -> int:

@@ -4,6 +4,7 @@ Legend: B batch, T time, D dim, V rows of the head.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from skipsweep.model.head import Head
 from skipsweep.model.init import initialise
 from skipsweep.model.inject import build_inject
 from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.llama import LlamaBlock
 from skipsweep.model.readout import build_readout
 from skipsweep.model.seams import Context, Gate, Inject, Outputs, Readout
-from skipsweep.model.shape import head_rows
+from skipsweep.model.shape import has_weighted_norms, head_rows
 from skipsweep.model.weighted import WeightedSum
 
 
@@ -28,7 +30,7 @@ class GPT(nn.Module):
     """Embedding, blocks, readout and head. It knows no mechanism: each is a module behind a seam (`seams.py`)."""
 
     def __init__(
-        self, context: nn.Module, inject: Inject, gate: Gate, blocks: list[Block], readout: Readout, head: Head
+        self, context: nn.Module, inject: Inject, gate: Gate, blocks: Sequence[nn.Module], readout: Readout, head: Head
     ) -> None:
         super().__init__()
         self.context = context
@@ -96,7 +98,7 @@ def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:
     with torch.device(device):
         model = _assemble(cfg)
     if torch.device(device).type != "meta":
-        initialise(model, cfg.seed)
+        initialise(model, cfg.seed, cfg.model.init_std)
     return model
 
 
@@ -110,13 +112,23 @@ def _assemble(cfg: Recipe) -> GPT:
         gate=GATES[cfg.gate_targets.name](),
         blocks=_blocks(cfg, dtype, readout.owns_last_mlp),
         readout=readout,
-        head=Head(readout.width, head_rows(cfg), cfg.model.softcap, dtype, cfg.model.softcap_curve),
+        head=_head(cfg, readout.width, dtype),
     )
 
 
-def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[Block]:
+BLOCKS: dict[str, type[Block] | type[LlamaBlock]] = {"speedrun": Block, "llama": LlamaBlock}
+"""Choice of `model.block` -> module."""
+
+
+def _head(cfg: Recipe, inputs: int, dtype: torch.dtype) -> Head:
+    model = cfg.model
+    return Head(inputs, head_rows(cfg), model.softcap, dtype, model.softcap_curve, has_weighted_norms(model))
+
+
+def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[nn.Module]:
     without = [*cfg.model.no_mlp, *([cfg.model.layers - 1] if without_last_mlp else [])]
-    return [Block(cfg.model, i, dtype, has_mlp=i not in without) for i in range(cfg.model.layers)]
+    block = BLOCKS[cfg.model.block]
+    return [block(cfg.model, i, dtype, has_mlp=i not in without) for i in range(cfg.model.layers)]
 
 
 def _prepare_compiler() -> None:

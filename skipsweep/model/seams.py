@@ -28,6 +28,14 @@ class Layer(NamedTuple):
     value_embedding_lambda: Tensor | None
     """Scalar weight of the value embedding."""
 
+    def weigh_values(self, v: Tensor) -> Tensor:
+        """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""
+        if self.value_lambda is not None:
+            v = v * self.value_lambda
+        if self.value_embedding is not None and self.value_embedding_lambda is not None:
+            v = v + self.value_embedding.view_as(v) * self.value_embedding_lambda
+        return v
+
 
 @dataclass
 class Context:

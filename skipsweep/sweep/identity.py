@@ -89,6 +89,7 @@ def _model(model: Model) -> Model:
     without = wiring.no_attention(model.no_attention, model.layers)
     return replace(
         model,
+        kv_heads=model.kv_heads if model.kv_heads != model.heads else 0,
         no_attention=without,
         no_mlp=wiring.no_mlp(model.no_mlp, model.layers),
         max_document=model.max_document if model.document_mask else 0,
@@ -132,6 +133,7 @@ def _schedule(config: Config) -> Schedule:
     schedule, grows = config.schedule, bool(config.model.window) and config.model.window_growth != "none"
     return replace(
         schedule,
+        warmup_start=schedule.warmup_start if schedule.warmup_steps else 0.0,
         horizon=0 if isinstance(schedule, Constant) or schedule.horizon == schedule.steps else schedule.horizon,
         window_horizon=schedule.window_horizon if grows and schedule.window_horizon != schedule.steps else 0,
     )
