@@ -238,6 +238,28 @@ class NoGates(GateTargets):
     name: str = "none"
 
 
+@dataclass
+class Gated(GateTargets):
+    """A gate per token and pair of opposite layers l, L - 1 - l; what a closed one skips, its inner ones skip too."""
+
+    init: str = MISSING
+    """Where gates start: `normal`: weights of standard deviation .02, bias 0, as released; `open`: the same with the
+    negative bias `bias`; `zero`: all gates open, and without gradient: the dense model, which cannot learn to skip."""
+    bias: float = 0.0
+    """Bias that `init=open` starts from."""
+    attention: str = MISSING
+    """Where attention sees the gates: `keys` (equation 3), `queries` (the released code: no effect), or `none`."""
+    floor: float = MISSING
+    """Smallest gate that attention sees while training."""
+
+
+@dataclass
+class Free(Gated):
+    """Gates that only the loss moves (seed 004, "no control")."""
+
+    name: str = "free"
+
+
 # ---------------------------------------------------------------------------------------------- what it is ablated on
 
 

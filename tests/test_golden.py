@@ -41,6 +41,9 @@ MANY = c.SkipLayers([0, 1, "input", "extra", "last"])
 
 LLAMA = c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, block="llama")
 
+EVEN = replace(MODEL, layers=4)
+GATES = c.Free(init="normal", attention="keys", floor=1e-6)
+
 MECHANISMS: dict[str, dict[str, Any]] = {
     "none": {"skip_layers": c.SkipLayers([])},
     "add": {"skip_layers": c.SkipLayers([0, 1])},
@@ -106,6 +109,12 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         "optim": ADAMW,
     },
     "warm-up from a tenth": {"schedule": c.Cosine(steps=STEPS, final=0.1, warmup_steps=3, warmup_start=0.1)},
+    "gates": {"model": EVEN, "residual": c.Residual(), "gate_targets": GATES},
+    "gates with a bias, no gated attention": {
+        "model": EVEN,
+        "residual": c.Residual(),
+        "gate_targets": replace(GATES, init="open", bias=-0.5, attention="none"),
+    },
     "seed 1": {"seed": 1},
     "sequential data": {},
 }

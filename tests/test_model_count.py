@@ -54,7 +54,9 @@ def test_parameters_by_group_are_the_built_models(head, layers, size):
     if size is LLAMA and head in OWNERS:
         pytest.skip("refused when planning")
     cfg = recipe(head, layers, **size)
-    built = Counter({"scalars": 0, "embed.values": 0, "embed.readout": 0, "embed.smear": 0, "readout": 0, "norms": 0})
+    built = Counter(
+        {"scalars": 0, "embed.values": 0, "embed.readout": 0, "embed.smear": 0, "readout": 0, "norms": 0, "gates": 0}
+    )
     for name, parameter in build(cfg, "meta").named_parameters():
         built[group_of(name)] += parameter.numel()
     assert parameters(cfg) == dict(built)
@@ -71,6 +73,7 @@ def test_figures_of_the_medium_track():
         "blocks.mlp": 134_217_728,
         "readout": 0,
         "head": 51_463_168,
+        "gates": 0,
         "norms": 0,
         "scalars": 0,
     }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend
+from skipsweep.model.attention import attend_layer
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Layer
 from skipsweep.model.shape import gate_channels
@@ -61,7 +61,7 @@ class Attention(nn.Module):
             qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
             qk = norm(qk, self.eps)
         q, k = rotate(qk, layer.rotary).transpose(1, 2).chunk(2, dim=1)
-        y = attend(q, k, layer.weigh_values(v).transpose(1, 2), layer.mask, self.scale).transpose(1, 2)
+        y = attend_layer(q, k, layer.weigh_values(v).transpose(1, 2), layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
         return F.linear(y.flatten(2), self.out)
@@ -110,4 +110,4 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 def gated(delta: Tensor, g: Tensor | None) -> Tensor:
     """What a block adds, scaled; a closed gate (0) removes it and nothing else."""
-    return delta if g is None else delta * g
+    return delta if g is None else delta * g.to(delta.dtype)

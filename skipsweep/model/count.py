@@ -9,7 +9,7 @@ recomputed to save memory.
 
 from functools import lru_cache
 
-from skipsweep.config import Recipe
+from skipsweep.config import Gated, Recipe
 from skipsweep.model.heads import has_embedding, head_inputs, matrices, readout_kind
 from skipsweep.model.shape import (
     LLAMA,
@@ -41,6 +41,7 @@ def parameters(recipe: Recipe) -> dict[str, int]:
         "blocks.mlp": _mlps(recipe) * _mlp(recipe),
         "readout": _readout(recipe),
         "head": head_rows(recipe) * head_inputs(recipe),
+        "gates": _gates(recipe) * (model.dim + 1),
         "norms": norm_weights(recipe),
         "scalars": len(scalars(recipe)),
     }
@@ -58,6 +59,7 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
         # two products of dim multiply-adds with each key
         "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * _keys(recipe)),
         "blocks.mlp": per_multiply_add * _mlps(recipe) * _mlp(recipe),
+        "gates": per_multiply_add * _gates(recipe) * model.dim,
         "readout": per_multiply_add * _readout(recipe),
         "head": per_multiply_add * head_rows(recipe) * head_inputs(recipe),
     }
@@ -89,6 +91,11 @@ def _mlp(recipe: Recipe) -> int:
 def _mlps(recipe: Recipe) -> int:
     """Blocks that have an MLP."""
     return recipe.model.layers - len(recipe.model.no_mlp) - readout_kind(recipe).owns_last_mlp
+
+
+def _gates(recipe: Recipe) -> int:
+    """Gates of a token: one for two layers."""
+    return recipe.model.layers // 2 if isinstance(recipe.gate_targets, Gated) else 0
 
 
 def _readout(recipe: Recipe) -> int:

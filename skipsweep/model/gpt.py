@@ -14,7 +14,7 @@ from skipsweep.model import lambdas
 from skipsweep.model.attention import keep_visible_out_of_graphs
 from skipsweep.model.blocks import Block
 from skipsweep.model.context import TokenContext
-from skipsweep.model.gate import GATES
+from skipsweep.model.gate import build_gate
 from skipsweep.model.head import Head
 from skipsweep.model.init import initialise
 from skipsweep.model.inject import build_inject
@@ -62,9 +62,8 @@ class GPT(nn.Module):
         ctx: Context = self.context(ids, window)
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
         for i, block in enumerate(self.blocks):
-            x = self.inject(i, x, ctx, outputs)
             g = self.gate(i, x, gate_state)
-            x = block(x, g, ctx.layers[i])
+            x = block(self.inject(i, x, ctx, outputs), g, self.gate.seen(ctx.layers[i], g))
             if i in self.kept:
                 outputs[i] = x
         return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)
@@ -109,7 +108,7 @@ def _assemble(cfg: Recipe) -> GPT:
     return GPT(
         context=TokenContext(cfg, dtype),
         inject=build_inject(cfg, dtype),
-        gate=GATES[cfg.gate_targets.name](),
+        gate=build_gate(cfg, dtype),
         blocks=_blocks(cfg, dtype, readout.owns_last_mlp),
         readout=readout,
         head=_head(cfg, readout.width, dtype),

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.lambdas import Lambdas
 
 Draw = Callable[[nn.Module, torch.Size, torch.Generator], Tensor]
@@ -45,6 +46,7 @@ def initialise(model: nn.Module, seed: int, std: float = 0.0) -> None:
     | blocks.*.mlp.gate, up    | uniform in +-b, as above                                       |
     | blocks.*.mlp.down        | 0                                                              |
     | *norm.weight, head.scale | 1                                                              |
+    | gate.weight, gate.bias   | `gate_targets.init`, see there                                 |
     | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
     | blocks.*.mlp.proj        | 0                                                              |
     | readout.embed.extra      | normal, mean 0, standard deviation 1                           |
@@ -106,6 +108,16 @@ def _neutral(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Te
     return _zeros(owner, shape, source)
 
 
+def _gate_weight(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    assert isinstance(owner, SkipMiddle)
+    return _normal(owner, shape, source) * (0.0 if owner.init == "zero" else 0.02)
+
+
+def _gate_bias(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    assert isinstance(owner, SkipMiddle)
+    return torch.full(shape, owner.start, dtype=torch.float64, device="cpu")
+
+
 def _ones(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
     return torch.ones(shape, dtype=torch.float32, device="cpu")
 
@@ -128,6 +140,8 @@ RULES: tuple[Rule, ...] = (
     Rule("blocks.*.mlp.up", "matrix", _uniform),
     Rule("blocks.*.mlp.down", "matrix", _zeros),
     Rule("*norm.weight", "scalar", _ones),
+    Rule("gate.weight", "head", _gate_weight),
+    Rule("gate.bias", "scalar", _gate_bias),
     Rule("head.scale", "scalar", _ones),
     Rule("blocks.*.mlp.fc", "matrix", _uniform),
     Rule("blocks.*.mlp.proj", "matrix", _zeros),

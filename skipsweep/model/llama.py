@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend
+from skipsweep.model.attention import attend_layer
 from skipsweep.model.blocks import gated
 from skipsweep.model.norm import RMSNorm
 from skipsweep.model.seams import Layer
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         k, v = F.linear(x, self.kv.flatten(0, 1)).unflatten(-1, (2, self.kv_heads, -1)).unbind(2)
         q, k = rotate_pairs(q, layer.rotary), rotate_pairs(k, layer.rotary)
         k, v = self._shared(k), self._shared(layer.weigh_values(v))
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layer.mask, self.scale).transpose(1, 2)
+        y = attend_layer(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
         return F.linear(y.flatten(2), self.out)

@@ -20,6 +20,8 @@ from skipsweep.config import (
     Config,
     Constant,
     Data,
+    Gated,
+    GateTargets,
     LambdaInit,
     Model,
     Muon,
@@ -55,9 +57,28 @@ def canonical(config: Config, data: Data) -> RunConfig:
     ordered = sorted(asked, key=select.canonical_key)
     head = heads.canonical(config.head_type, ordered, config.model)
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    _check_gates(config, asked)
     given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
+    given["gate_targets"] = _gate_targets(config.gate_targets)
     run = RunConfig(**given)
     return replace(run, lambda_init=_lambda_init(run, asked))
+
+
+def _check_gates(config: Config, asked: Sequence[select.Source]) -> None:
+    if asked and isinstance(config.gate_targets, Gated) and heads.KINDS[config.head_type.name].owns_last_mlp:
+        valid = ", ".join(name for name, kind in heads.KINDS.items() if not kind.owns_last_mlp)
+        raise UserError(
+            f"head_type={config.head_type.name} takes the last MLP, which gate_targets={config.gate_targets.name} "
+            f"could not skip; valid with gates: {valid}"
+        )
+
+
+def _gate_targets(gates: GateTargets) -> GateTargets:
+    """A bias that gates do not start from, or a floor that nobody sees, has no effect."""
+    if not isinstance(gates, Gated):
+        return gates
+    unseen = {} if gates.attention == "keys" else {"floor": 1.0}
+    return replace(gates, bias=gates.bias if gates.init == "open" else 0.0, **unseen)
 
 
 def _check_last_mlp(config: Config, asked: Sequence[select.Source]) -> None:

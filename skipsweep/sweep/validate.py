@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from skipsweep.config import MISSING, Config, Cosine, Model, Muon, RunConfig, Trapezoid, world_size
+from skipsweep.config import MISSING, Config, Cosine, Gated, Model, Muon, RunConfig, Trapezoid, world_size
 from skipsweep.data import batches
 from skipsweep.errors import UserError
 from skipsweep.model.shape import LLAMA
@@ -19,6 +19,7 @@ def validate(config: Config) -> None:
     _complete(config)
     _model(config)
     batches.check(config.data)
+    _gates(config)
     _optim(config)
     _schedule(config)
     _compute(config)
@@ -92,6 +93,22 @@ def _block(config: RunConfig) -> None:
         raise UserError(
             f"embeddings.value_layers needs a value per channel: valid with model.kv_heads={model.kv_heads}: [], or "
             f"model.kv_heads={model.heads}"
+        )
+
+
+def _gates(config: RunConfig) -> None:
+    gates, layers = config.gate_targets, config.model.layers
+    if not isinstance(gates, Gated):
+        return
+    _one_of("gate_targets.init", gates.init, ("normal", "open", "zero"))
+    _one_of("gate_targets.attention", gates.attention, ("keys", "queries", "none"))
+    if not 0 < gates.floor <= 1:
+        raise UserError(f"gate_targets.floor={gates.floor} is the smallest gate; valid: above 0, at most 1")
+    if gates.init == "open" and gates.bias >= 0:
+        raise UserError(f"gate_targets.init=open with gate_targets.bias={gates.bias} is not open; valid: below 0")
+    if layers % 2:
+        raise UserError(
+            f"gate_targets={gates.name} pairs opposite layers, but model.layers={layers} is odd; valid: an even number"
         )
 
 
