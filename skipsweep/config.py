@@ -238,12 +238,34 @@ class NoGates(GateTargets):
     name: str = "none"
 
 
+@dataclass
+class Gated(GateTargets):
+    """A gate per token and pair of opposite layers l, L - 1 - l; what a closed one skips, its inner ones skip too."""
+
+    init: str = MISSING
+    """Where gates start: `normal`: weights of standard deviation .02, bias 0, as released; `open`: the same with the
+    negative bias `bias`; `zero`: all gates open, and without gradient: the dense model, which cannot learn to skip."""
+    bias: float = 0.0
+    """Bias that `init=open` starts from."""
+    attention: str = MISSING
+    """Where attention sees the gates: `keys` (equation 3), `queries` (the released code: no effect), or `none`."""
+    floor: float = MISSING
+    """Smallest gate that attention sees while training."""
+
+
+@dataclass
+class Free(Gated):
+    """Gates that only the loss moves (seed 004, "no control")."""
+
+    name: str = "free"
+
+
 # ---------------------------------------------------------------------------------------------- what it is ablated on
 
 
 @dataclass
 class Model:
-    """The trunk: a decoder-only transformer with rotary attention, norms without weights and a squared-ReLU MLP."""
+    """The trunk: a decoder-only transformer of one kind of block."""
 
     layers: int = MISSING
     """Number of blocks."""
@@ -252,7 +274,21 @@ class Model:
     heads: int = MISSING
     """Attention heads; each has dim / heads channels."""
     mlp_ratio: float = MISSING
-    """Hidden width of the MLP, in units of dim."""
+    """Hidden width of the MLP, in units of dim (seed 004: ffn_dim_multiplier)."""
+    mlp_multiple: int = 1
+    """The hidden width is rounded up to a multiple of this (seed 004: multiple_of)."""
+    block: str = "speedrun"
+    """`speedrun`: norms without weights, normed queries and keys, squared ReLU; `llama`: norms with weights, also
+    after the embedding, rotary pairs (2j, 2j + 1), SwiGLU (seed 004)."""
+    norm_scheme: str = "pre"
+    """With `block=llama`: `pre`: x + f(norm(x)), or `sandwich`: x + norm(f(norm(x)))."""
+    norm_eps: float = 0.0
+    """Added to the mean square in every norm; 0: the smallest number that makes a difference to 1."""
+    kv_heads: int = 0
+    """With `block=llama`: heads of keys and values, each shared by as many queries; 0: as many as `heads`."""
+    init_std: float = 0.0
+    """Matrices and tables start from a normal distribution of this standard deviation; 0: the medium track's starts
+    (`skipsweep/model/init.py`)."""
     no_attention: Any = field(default_factory=list)
     """Layers that have an MLP only: a list, or `scaled` (the one before the middle: 7 of 16)."""
     no_mlp: Any = field(default_factory=list)
@@ -507,7 +543,9 @@ class Schedule:
     steps: int = MISSING
     """Optimiser steps of the run."""
     warmup_steps: int = 0
-    """Steps over which the factor rises linearly from 0 to 1."""
+    """Steps over which the factor rises linearly to 1."""
+    warmup_start: float = 0.0
+    """Factor from which it rises; the first step is 1 / (warmup_steps + 1) of the way."""
     horizon: int = 0
     """Compute the learning rate as if the run had this many steps, and stay at its end in steps beyond; 0: as many as
     it has."""

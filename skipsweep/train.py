@@ -193,9 +193,11 @@ class Trainer:
         """
         data, total = self.config.data, torch.zeros((), dtype=torch.float64, device=self.world.device)
         size, window = self._micro_batch(data.val_seq_len or data.seq_len), self._window(self.step)
+        self.model.eval()
         for first in range(0, self.batches.val_sequences, size):
             ids, targets = self._to_device(self.batches.val(first, first + size))
             total += self.model(ids, targets, reduction="sum", window=window).double()
+        self.model.train()
         mean = self.world.sum(total).item() / self.config.data.val_tokens
         if not math.isfinite(mean):
             raise NonFinite(self.step, "validation loss")

@@ -14,7 +14,8 @@ import torch
 from skipsweep.config import RunConfig, recipe_of
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
-from skipsweep.model import count
+from skipsweep.errors import UserError
+from skipsweep.model import count, heads
 from skipsweep.model.gpt import build
 from skipsweep.model.shape import head_rows
 from skipsweep.sweep import launch as launching
@@ -43,6 +44,7 @@ NEEDS: dict[tuple[str, str], list[str]] = {
     ("data", "text"): ["data.path={text}"],
     ("schedule", "speedrun"): ["data.epochs=6"],
     ("schedule", "small_2025_11"): ["data.epochs=3"],
+    ("schedule", "cosine_skip_middle"): ["data.epochs=21"],
 }
 """What a choice cannot do without."""
 
@@ -104,7 +106,8 @@ def check_trains(run: RunConfig, device: str = "cpu") -> None:
     trainer = Trainer(run, batches, World(device=torch.device(device)))
     losses = [float(b.train_loss) for b in trainer.run() if b.train_loss is not None]
     assert len(losses) == STEPS
-    assert losses[0] == pytest.approx(math.log(head_rows(run)), rel=1e-5)
+    # a head that does not start with zeros adds half the variance of its logits
+    assert losses[0] == pytest.approx(math.log(head_rows(run)), rel=0.05 if run.model.init_std else 1e-5)
     assert math.isfinite(losses[1])
     assert losses[1] != losses[0]
 
@@ -144,6 +147,10 @@ def check_size(run: RunConfig) -> None:
 @pytest.mark.parametrize("choice", MODELS)
 @pytest.mark.parametrize("head", [choice for group, choice in CHOICES if group == "head_type" and choice != "last"])
 def test_every_model_is_built_at_full_size(choice: str, head: str, plan: Plans) -> None:
+    if choice.startswith("skip_middle") and heads.KINDS[head].owns_last_mlp:
+        with pytest.raises(UserError, match=f"head_type={head} has the MLP of model.block=speedrun"):
+            plan(f"model={choice}", f"head_type={head}", "skip_layers=[0,1]")
+        return
     made = plan(f"model={choice}", f"head_type={head}", "skip_layers=none,[0,1]")
     for run in made.configs.values():
         check_size(run)

@@ -293,7 +293,15 @@ def test_a_private_folder_adds_choices(launched, tmp_path):
     _, request = launched("-m", "-cd", str(tmp_path), "model=mine,tiny")
     points = expand(request.overrides, request.sweep, request.composer.options)
     assert [request.config(point).model.layers for point in points] == [3, 8]
-    assert request.composer.options("model") == ["medium", "mine", "small", "small_2025_11", "tiny"]
+    assert request.composer.options("model") == [
+        "medium",
+        "mine",
+        "skip_middle",
+        "skip_middle_tiny",
+        "small",
+        "small_2025_11",
+        "tiny",
+    ]
 
 
 def test_help_names_groups_and_flags_and_no_schema(launched, capfd):

@@ -39,6 +39,11 @@ ADAMW = c.AdamW(lr=0.01, embed_lr=0.05, head_lr=0.02, scalar_lr=0.05, beta1=0.9,
 SKIPPING = replace(LAMBDAS, skip_lambda=0.3)
 MANY = c.SkipLayers([0, 1, "input", "extra", "last"])
 
+LLAMA = c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, block="llama")
+
+EVEN = replace(MODEL, layers=4)
+GATES = c.Free(init="normal", attention="keys", floor=1e-6)
+
 MECHANISMS: dict[str, dict[str, Any]] = {
     "none": {"skip_layers": c.SkipLayers([])},
     "add": {"skip_layers": c.SkipLayers([0, 1])},
@@ -97,6 +102,19 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "adamw": {"optim": ADAMW},
     "no outer optimiser": {"optim": replace(MUON, outer_every=0)},
     "no smoothing": {"optim": replace(MUON, smoothing=0.0)},
+    "llama, pre-norm": {"model": LLAMA, "embeddings": c.Embeddings(), "residual": c.Residual(), "optim": ADAMW},
+    "llama, sandwich norm": {
+        "model": replace(LLAMA, norm_scheme="sandwich", kv_heads=1, norm_eps=1e-5, init_std=0.1, mlp_multiple=24),
+        "embeddings": c.Embeddings(mix=True, extra=1),
+        "optim": ADAMW,
+    },
+    "warm-up from a tenth": {"schedule": c.Cosine(steps=STEPS, final=0.1, warmup_steps=3, warmup_start=0.1)},
+    "gates": {"model": EVEN, "residual": c.Residual(), "gate_targets": GATES},
+    "gates with a bias, no gated attention": {
+        "model": EVEN,
+        "residual": c.Residual(),
+        "gate_targets": replace(GATES, init="open", bias=-0.5, attention="none"),
+    },
     "seed 1": {"seed": 1},
     "sequential data": {},
 }

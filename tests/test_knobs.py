@@ -40,6 +40,12 @@ OTHER: dict[str, Any] = {
     "model.heads": 1,
     "model.mlp_ratio": 3.0,
     "model.no_attention": [],
+    "model.mlp_multiple": 40,
+    "model.block": "llama",
+    "model.norm_scheme": "sandwich",
+    "model.norm_eps": 0.1,
+    "model.kv_heads": 1,
+    "model.init_std": 0.3,
     "model.softcap": 5.0,
     "model.vocab_multiple": 9,
     "model.rotary_base": 100.0,
@@ -96,6 +102,7 @@ OTHER: dict[str, Any] = {
     "optim.weight_decay": 1.0,
     "schedule.steps": 5,
     "schedule.warmup_steps": 2,
+    "schedule.warmup_start": 0.5,
     "schedule.cooldown": 0.9,
     "schedule.final": 0.5,
     "schedule.horizon": 8,
@@ -110,6 +117,7 @@ HEAD: dict[str, c.HeadType] = {
 }
 """Leaf -> the head that has it; all others are tried with `add`."""
 
+LLAMA = {"model.block": "llama", "model.value_norm": False, "model.init_std": 0.1}
 STAGED = {"model.window_growth": "stages", "model.window_stages": [1, 2]}
 NEEDS: dict[str, dict[str, Any]] = {
     "lambda_init.rolling_x": {"residual.rolling": True, "lambda_init.rolling": 0.3},
@@ -119,6 +127,10 @@ NEEDS: dict[str, dict[str, Any]] = {
     "lambda_init.smear": {"model.smeared": True},
     "model.smeared": {"lambda_init.smear": 0.3},
     "model.window_stages": STAGED,
+    "model.block": {"model.value_norm": False},
+    "model.norm_scheme": LLAMA,
+    "model.kv_heads": LLAMA | {"embeddings.value_layers": []},
+    "schedule.warmup_start": {"schedule.warmup_steps": 2},
     "model.yarn": STAGED,
 }
 """Leaf -> what it cannot do without, besides a trunk of four layers."""
@@ -135,7 +147,7 @@ NOT_TRIED = {
     "model.document_mask": "a synthetic corpus is one document; tests/test_model_attention.py",
     "optim.name": "another choice has other fields; every choice has a golden trace",
     "schedule.name": "every choice has a golden trace",
-    "gate_targets.name": "only one choice",
+    "gate_targets.name": "the fields of `free` change the numbers: tests/test_model_gate.py",
 }
 
 

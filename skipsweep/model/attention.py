@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skipsweep.model.seams import Layer
+
 FLEX_BLOCK = 128
 """FlexAttention skips what nobody sees in squares of (a multiple of) this many tokens."""
 
@@ -39,6 +41,26 @@ def uses_flex(ids: Tensor, dtype: torch.dtype, block: int) -> bool:
     """Whether FlexAttention takes sequences like `ids`: on a GPU (elsewhere it has no backward), in whole blocks."""
     whole = ids.shape[-1] % FLEX_BLOCK == 0 and block % FLEX_BLOCK == 0 and ids.shape[-1] % block == 0
     return ids.device.type == "cuda" and whole and dtype != torch.float64
+
+
+def attend_layer(q: Tensor, k: Tensor, v: Tensor, layer: Layer, scale: float) -> Tensor:
+    """`attend` with the layer's mask, and with its biases on keys or queries.
+
+    A bias is one more channel of queries and keys: every kernel has its gradient (a score function's can be lost).
+    """
+    keys, queries = layer.key_bias, layer.query_bias
+    if keys is None and queries is None:
+        return attend(q, k, v, layer.mask, scale)
+    one = q.new_full((q.shape[0], 1, q.shape[2], 1), 1 / scale)
+    of_queries = one if queries is None else queries[:, None].to(q.dtype) / scale
+    of_keys = torch.ones_like(one) if keys is None else keys[:, None].to(k.dtype)
+    q, k = _widened(q, of_queries), _widened(k, of_keys)
+    return attend(q, k, F.pad(v, (0, 1)), layer.mask, scale)[..., :-1]
+
+
+def _widened(x: Tensor, channel: Tensor) -> Tensor:
+    """(B, H, T, K) and one more channel (B, 1, T, 1), the same for all heads."""
+    return torch.cat((x, channel.expand(-1, x.shape[1], -1, -1)), -1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend
+from skipsweep.model.attention import attend_layer
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Layer
 from skipsweep.model.shape import gate_channels
@@ -28,13 +28,13 @@ class Block(nn.Module):
         super().__init__()
         self.attention = None if layer in model.no_attention else Attention(model, dtype)
         self.mlp = MLP(model.dim, mlp_hidden(model), dtype) if has_mlp else None
-        self.norm_input = not model.value_norm
+        self.norm_input, self.eps = not model.value_norm, model.norm_eps
 
     def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
         if self.attention is not None:
-            x = x + gated(self.attention(norm(x) if self.norm_input else x, layer), g)
-        return x if self.mlp is None else x + gated(self.mlp(norm(x)), g)
+            x = x + gated(self.attention(norm(x, self.eps) if self.norm_input else x, layer), g)
+        return x if self.mlp is None else x + gated(self.mlp(norm(x, self.eps)), g)
 
 
 class Attention(nn.Module):
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: Model, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.value_norm = model.heads, model.value_norm
+        self.heads, self.value_norm, self.eps = model.heads, model.value_norm, model.norm_eps
         self.scale = model.attention_scale or (model.dim // model.heads) ** -0.5
         self.qkv = nn.Parameter(torch.empty(3, model.dim, model.dim, dtype=dtype))
         self.out = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
@@ -56,23 +56,15 @@ class Attention(nn.Module):
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
         qkv = F.linear(x, self.qkv.flatten(0, 1)).unflatten(-1, (3 * self.heads, -1))
         if self.value_norm:
-            qk, v = norm(qkv).split((2 * self.heads, self.heads), dim=2)
+            qk, v = norm(qkv, self.eps).split((2 * self.heads, self.heads), dim=2)
         else:
             qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
-            qk = norm(qk)
+            qk = norm(qk, self.eps)
         q, k = rotate(qk, layer.rotary).transpose(1, 2).chunk(2, dim=1)
-        y = attend(q, k, self._values(v, layer).transpose(1, 2), layer.mask, self.scale).transpose(1, 2)
+        y = attend_layer(q, k, layer.weigh_values(v).transpose(1, 2), layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
         return F.linear(y.flatten(2), self.out)
-
-    def _values(self, v: Tensor, layer: Layer) -> Tensor:
-        """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""
-        if layer.value_lambda is not None:
-            v = v * layer.value_lambda
-        if layer.value_embedding is not None and layer.value_embedding_lambda is not None:
-            v = v + layer.value_embedding.view_as(v) * layer.value_embedding_lambda
-        return v
 
 
 class MLP(nn.Module):
@@ -118,4 +110,4 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 def gated(delta: Tensor, g: Tensor | None) -> Tensor:
     """What a block adds, scaled; a closed gate (0) removes it and nothing else."""
-    return delta if g is None else delta * g
+    return delta if g is None else delta * g.to(delta.dtype)

@@ -15,10 +15,12 @@ from skipsweep.config import Recipe
 from skipsweep.data.tokenizer import end_of_text
 from skipsweep.model.attention import Visible, block_mask, documents, uses_flex
 from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.norm import norm
+from skipsweep.model.norm import RMSNorm, norm
 from skipsweep.model.seams import Context, Layer
 from skipsweep.model.shape import (
+    LLAMA,
     gate_channels,
+    has_weighted_norms,
     smear_lambdas,
     table_rows,
     token_embeddings,
@@ -46,12 +48,14 @@ class TokenContext(nn.Module):
         self.embed = nn.ParameterDict({n: nn.Parameter(torch.empty(self.rows, model.dim, dtype=dtype)) for n in names})
         self.lambdas = Lambdas(value_lambdas(recipe), dtype)
         self.smear = Smear(recipe, dtype) if model.smeared else None
+        # Llama's norm after the embedding; x01, ... have no weights of their own, as no seed asks for them.
+        self.norm = RMSNorm(model, dtype) if has_weighted_norms(model) else None
         self._rotary: tuple[Tensor, Tensor] | None = None
         self._rotary_of: Any = None
 
     def forward(self, ids: Tensor, window: int) -> Context:
         """Context of the token ids (B, T); `window`: blocks that the layers with the long window see, 0: all."""
-        ctx = Context(tuple(norm(self._embedded(ids, name)) for name in self.names), [], ids)
+        ctx = Context(tuple(self._normed(self._embedded(ids, name), name) for name in self.names), [], ids)
         weights = ctx.scalars(self.lambdas)
         values = [F.embedding(ids, self.embed[f"ve{k}"]) for k in range(len(self.embed) - len(self.names))]
         rotary, (long, short) = self._rotary_table(ids, window), self._masks(ids, window)
@@ -71,6 +75,9 @@ class TokenContext(nn.Module):
     def _embedded(self, ids: Tensor, name: str) -> Tensor:
         found = F.embedding(ids, self.embed[name])
         return found if self.smear is None or name != self.names[0] else self.smear(found)
+
+    def _normed(self, e: Tensor, name: str) -> Tensor:
+        return norm(e, self.model.norm_eps) if self.norm is None or name != self.names[0] else self.norm(e)
 
     def _masks(self, ids: Tensor, window: int) -> tuple[Any, Any]:
         """What queries see in layers with the long window, and in the others."""
@@ -99,7 +106,8 @@ class TokenContext(nn.Module):
             model, dtype = self.model, torch.promote_types(self.dtype, torch.float32)
             turning = round(model.dim // model.heads * model.rotary_fraction / 2)
             width = model.dim // model.heads
-            self._rotary = rotary_table(ids.shape[1], width, turning, model.rotary_base, dtype, ids.device, windows)
+            table = pair_table if model.block == LLAMA else rotary_table
+            self._rotary = table(ids.shape[1], width, turning, model.rotary_base, dtype, ids.device, windows)
             self._rotary_of = wanted
         return self._rotary
 
@@ -146,13 +154,37 @@ def rotary_table(
     than 32 times within the old one turn more slowly, and products of queries and keys are larger (YaRN; small track).
     """
     exponents = torch.linspace(0, 1, turning, dtype=torch.float64, device=device)
-    speeds, sharpness = base**-exponents, 1.0
+    cos, sin = _turns(base**-exponents, length, width, dtype, windows)
+    return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
+
+
+def pair_table(
+    length: int,
+    width: int,
+    turning: int,
+    base: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    windows: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
+    """`rotary_table` as Llama has it: for pairs (2j, 2j + 1), turning by base^(-j / turning) radians per position, and
+    with sines that are all of one sign."""
+    exponents = torch.arange(turning, dtype=torch.float64, device=device) / max(turning, 1)
+    cos, sin = _turns(base**-exponents, length, width, dtype, windows)
+    return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+
+
+def _turns(
+    speeds: Tensor, length: int, width: int, dtype: torch.dtype, windows: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, 1, K / 2) of pairs that turn by `speeds` (float64, radians per position), the others still."""
+    sharpness = 1.0
     for old, new in itertools.pairwise(windows):
         kept = ((old * speeds / (2 * math.pi) - 1) / 31).clamp(0, 1)
         speeds = speeds * (kept + (1 - kept) * old / new)
         sharpness *= 1 + 0.2 * math.log(new / old)
-    speeds = torch.cat((speeds, exponents.new_zeros(width // 2 - turning)))
-    angles = torch.outer(torch.arange(length, dtype=torch.float64, device=device), speeds)[:, None, :]
+    speeds = torch.cat((speeds, speeds.new_zeros(width // 2 - len(speeds))))
+    angles = torch.outer(torch.arange(length, dtype=torch.float64, device=speeds.device), speeds)[:, None, :]
     # Queries and keys are both turned: each carries half of the sharpness.
     cos, sin = ((f(angles) * math.sqrt(sharpness)).to(dtype) for f in (torch.cos, torch.sin))
-    return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
+    return cos, sin

@@ -9,12 +9,15 @@ recomputed to save memory.
 
 from functools import lru_cache
 
-from skipsweep.config import Recipe
+from skipsweep.config import Gated, Recipe
 from skipsweep.model.heads import has_embedding, head_inputs, matrices, readout_kind
 from skipsweep.model.shape import (
+    LLAMA,
     attention_layers,
     gate_channels,
     head_rows,
+    kv_heads,
+    norm_weights,
     scalars,
     table_rows,
     token_embeddings,
@@ -38,6 +41,8 @@ def parameters(recipe: Recipe) -> dict[str, int]:
         "blocks.mlp": _mlps(recipe) * _mlp(recipe),
         "readout": _readout(recipe),
         "head": head_rows(recipe) * head_inputs(recipe),
+        "gates": _gates(recipe) * (model.dim + 1),
+        "norms": norm_weights(recipe),
         "scalars": len(scalars(recipe)),
     }
 
@@ -54,6 +59,7 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
         # two products of dim multiply-adds with each key
         "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * _keys(recipe)),
         "blocks.mlp": per_multiply_add * _mlps(recipe) * _mlp(recipe),
+        "gates": per_multiply_add * _gates(recipe) * model.dim,
         "readout": per_multiply_add * _readout(recipe),
         "head": per_multiply_add * head_rows(recipe) * head_inputs(recipe),
     }
@@ -67,7 +73,8 @@ def total(counts: dict[str, int]) -> int:
 def _attention(recipe: Recipe) -> int:
     """Weights of one layer's query, key, value and output projections, and of its gate."""
     model = recipe.model
-    return 4 * model.dim**2 + model.attention_gate * model.heads * gate_channels(model)
+    shared = kv_heads(model) / model.heads
+    return round((2 + 2 * shared) * model.dim**2) + model.attention_gate * model.heads * gate_channels(model)
 
 
 def _smear(recipe: Recipe) -> int:
@@ -77,12 +84,18 @@ def _smear(recipe: Recipe) -> int:
 
 def _mlp(recipe: Recipe) -> int:
     """Weights of one layer's MLP."""
-    return 2 * recipe.model.dim * mlp_hidden(recipe.model)
+    matrices = 3 if recipe.model.block == LLAMA else 2
+    return matrices * recipe.model.dim * mlp_hidden(recipe.model)
 
 
 def _mlps(recipe: Recipe) -> int:
     """Blocks that have an MLP."""
     return recipe.model.layers - len(recipe.model.no_mlp) - readout_kind(recipe).owns_last_mlp
+
+
+def _gates(recipe: Recipe) -> int:
+    """Gates of a token: one for two layers."""
+    return recipe.model.layers // 2 if isinstance(recipe.gate_targets, Gated) else 0
 
 
 def _readout(recipe: Recipe) -> int:

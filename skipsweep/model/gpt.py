@@ -4,6 +4,7 @@ Legend: B batch, T time, D dim, V rows of the head.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,15 @@ from skipsweep.model import lambdas
 from skipsweep.model.attention import keep_visible_out_of_graphs
 from skipsweep.model.blocks import Block
 from skipsweep.model.context import TokenContext
-from skipsweep.model.gate import GATES
+from skipsweep.model.gate import build_gate
 from skipsweep.model.head import Head
 from skipsweep.model.init import initialise
 from skipsweep.model.inject import build_inject
 from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.llama import LlamaBlock
 from skipsweep.model.readout import build_readout
 from skipsweep.model.seams import Context, Gate, Inject, Outputs, Readout
-from skipsweep.model.shape import head_rows
+from skipsweep.model.shape import has_weighted_norms, head_rows
 from skipsweep.model.weighted import WeightedSum
 
 
@@ -28,7 +30,7 @@ class GPT(nn.Module):
     """Embedding, blocks, readout and head. It knows no mechanism: each is a module behind a seam (`seams.py`)."""
 
     def __init__(
-        self, context: nn.Module, inject: Inject, gate: Gate, blocks: list[Block], readout: Readout, head: Head
+        self, context: nn.Module, inject: Inject, gate: Gate, blocks: Sequence[nn.Module], readout: Readout, head: Head
     ) -> None:
         super().__init__()
         self.context = context
@@ -60,9 +62,8 @@ class GPT(nn.Module):
         ctx: Context = self.context(ids, window)
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
         for i, block in enumerate(self.blocks):
-            x = self.inject(i, x, ctx, outputs)
             g = self.gate(i, x, gate_state)
-            x = block(x, g, ctx.layers[i])
+            x = block(self.inject(i, x, ctx, outputs), g, self.gate.seen(ctx.layers[i], g))
             if i in self.kept:
                 outputs[i] = x
         return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)
@@ -96,7 +97,7 @@ def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:
     with torch.device(device):
         model = _assemble(cfg)
     if torch.device(device).type != "meta":
-        initialise(model, cfg.seed)
+        initialise(model, cfg.seed, cfg.model.init_std)
     return model
 
 
@@ -107,16 +108,26 @@ def _assemble(cfg: Recipe) -> GPT:
     return GPT(
         context=TokenContext(cfg, dtype),
         inject=build_inject(cfg, dtype),
-        gate=GATES[cfg.gate_targets.name](),
+        gate=build_gate(cfg, dtype),
         blocks=_blocks(cfg, dtype, readout.owns_last_mlp),
         readout=readout,
-        head=Head(readout.width, head_rows(cfg), cfg.model.softcap, dtype, cfg.model.softcap_curve),
+        head=_head(cfg, readout.width, dtype),
     )
 
 
-def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[Block]:
+BLOCKS: dict[str, type[Block] | type[LlamaBlock]] = {"speedrun": Block, "llama": LlamaBlock}
+"""Choice of `model.block` -> module."""
+
+
+def _head(cfg: Recipe, inputs: int, dtype: torch.dtype) -> Head:
+    model = cfg.model
+    return Head(inputs, head_rows(cfg), model.softcap, dtype, model.softcap_curve, has_weighted_norms(model))
+
+
+def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[nn.Module]:
     without = [*cfg.model.no_mlp, *([cfg.model.layers - 1] if without_last_mlp else [])]
-    return [Block(cfg.model, i, dtype, has_mlp=i not in without) for i in range(cfg.model.layers)]
+    block = BLOCKS[cfg.model.block]
+    return [block(cfg.model, i, dtype, has_mlp=i not in without) for i in range(cfg.model.layers)]
 
 
 def _prepare_compiler() -> None:

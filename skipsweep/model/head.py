@@ -18,19 +18,24 @@ class Head(nn.Module):
     """Untied linear head with a softmax over all of its rows, which may be a few more than there are token ids.
 
     The weight is float32 at least, and cast to the features' precision for the product (medium track); logits and loss
-    are float32 at least.
+    are float32 at least. `scaled`: features are multiplied by learned weights first, those of the norm that made them
+    (Llama's last one).
     """
 
-    def __init__(self, inputs: int, rows: int, softcap: float, dtype: torch.dtype, curve: str = "root") -> None:
+    def __init__(
+        self, inputs: int, rows: int, softcap: float, dtype: torch.dtype, curve: str = "root", scaled: bool = False
+    ) -> None:
         super().__init__()
         self.softcap = softcap
         self.softcapped, kernel = CURVES[curve]
         self.weight = nn.Parameter(torch.empty(rows, inputs, dtype=torch.promote_types(dtype, torch.float32)))
+        scale = torch.empty(inputs, dtype=self.weight.dtype) if scaled else None
+        self.scale = None if scale is None else nn.Parameter(scale)
         self._uncompiled, self._kernel = kernel, cast(Any, kernel)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (..., V) of features (..., F)."""
-        logits = F.linear(features, self.weight.to(features.dtype)).to(self.weight.dtype)
+        logits = F.linear(self._scaled(features), self.weight.to(features.dtype)).to(self.weight.dtype)
         return self.softcapped(logits, self.softcap) if self.softcap else logits
 
     def loss(self, features: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -40,7 +45,7 @@ class Head(nn.Module):
         if reduction == "none":
             return self._each(flat, wanted, size).view_as(targets)
         if torch.is_grad_enabled():
-            total = _SummedLoss.apply(flat, self.weight, wanted, self.softcap, size, self._kernel)
+            total = _SummedLoss.apply(self._scaled(flat), self.weight, wanted, self.softcap, size, self._kernel)
             assert isinstance(total, Tensor)
         else:
             total = self._each(flat, wanted, size).sum()
@@ -62,6 +67,9 @@ class Head(nn.Module):
         if len(pieces) == 1 or not torch.is_grad_enabled():
             return torch.cat([self._losses(*piece) for piece in pieces])
         return torch.cat([checkpoint(self._losses, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces])
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        return features if self.scale is None else (features * self.scale).to(features.dtype)
 
     def _losses(self, flat: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self(flat), targets, reduction="none")

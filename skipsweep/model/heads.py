@@ -95,6 +95,11 @@ def check(head: HeadType, chosen: Sequence[Source], model: Model, residual: Resi
         if source in NAMED and source not in KINDS[head.name].named:
             takers = ", ".join(name for name, kind in KINDS.items() if source in kind.named)
             raise UserError(f"skip_layers: `{source}` is a source for head_type={takers} only, not for {head.name}")
+    if chosen and KINDS[head.name].owns_last_mlp and model.block != "speedrun":
+        raise UserError(
+            f"head_type={head.name} has the MLP of model.block=speedrun in place of the last one, not that of "
+            f"{model.block}; valid: {', '.join(n for n, kind in KINDS.items() if not kind.owns_last_mlp)}"
+        )
     if isinstance(head, ConcatMLPNarrow) and head.width < 1:
         raise UserError(f"head_type.width={head.width} must be above 0")
     if chosen and KINDS[head.name].owns_last_mlp and residual.parallel_tail:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.lambdas import Lambdas
 
 Draw = Callable[[nn.Module, torch.Size, torch.Generator], Tensor]
@@ -31,7 +32,7 @@ class Rule:
     draw: Draw
 
 
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: nn.Module, seed: int, std: float = 0.0) -> None:
     """Set every parameter of `model`, wherever it lies, as after `to_empty`.
 
     | parameter                | values                                                         |
@@ -41,6 +42,11 @@ def initialise(model: nn.Module, seed: int) -> None:
     | blocks.*.attention.out   | 0                                                              |
     | blocks.*.attention.gate  | 0: all heads count one half                                    |
     | context.smear.gate       | 0                                                              |
+    | blocks.*.attention.q, kv | uniform in +-b, as above                                       |
+    | blocks.*.mlp.gate, up    | uniform in +-b, as above                                       |
+    | blocks.*.mlp.down        | 0                                                              |
+    | *norm.weight, head.scale | 1                                                              |
+    | gate.weight, gate.bias   | `gate_targets.init`, see there                                 |
     | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
     | blocks.*.mlp.proj        | 0                                                              |
     | readout.embed.extra      | normal, mean 0, standard deviation 1                           |
@@ -51,13 +57,19 @@ def initialise(model: nn.Module, seed: int) -> None:
     | head.weight              | 0: the first loss is ln(vocabulary)                            |
     | *.lambdas.weight         | `lambda_init`                                                  |
 
-    (The medium track's values, reference record 15.) Drawn in float32, then cast: models of all precisions start from
-    the same numbers. Raises LookupError for a parameter that the table does not cover.
+    (The medium track's values, reference record 15.) With `std` (`model.init_std`) above 0 all tables and matrices but
+    the two gates are normal, with mean 0 and this standard deviation instead (seed 004). Drawn in float32, then cast:
+    models of all precisions start from the same numbers.
+
+    Raises LookupError for a parameter that the table does not cover.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             owner = model.get_submodule(name.rpartition(".")[0])
-            parameter.copy_(rule_of(name).draw(owner, parameter.shape, generator(seed, name)))
+            rule, source = rule_of(name), generator(seed, name)
+            spread = std and rule.draw in (_normal, _uniform, _zeros)
+            draw = _normal(owner, parameter.shape, source) * std if spread else None
+            parameter.copy_(rule.draw(owner, parameter.shape, source) if draw is None else draw)
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:
@@ -92,6 +104,24 @@ def _zeros(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tens
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
+def _neutral(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    return _zeros(owner, shape, source)
+
+
+def _gate_weight(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    assert isinstance(owner, SkipMiddle)
+    return _normal(owner, shape, source) * (0.0 if owner.init == "zero" else 0.02)
+
+
+def _gate_bias(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    assert isinstance(owner, SkipMiddle)
+    return torch.full(shape, owner.start, dtype=torch.float64, device="cpu")
+
+
+def _ones(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    return torch.ones(shape, dtype=torch.float32, device="cpu")
+
+
 def _start(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
     assert isinstance(owner, Lambdas)
     # float64, so that a float64 model starts at 0.1 and not at the nearest float32
@@ -102,8 +132,17 @@ RULES: tuple[Rule, ...] = (
     Rule("context.embed.*", "embed", _normal),
     Rule("blocks.*.attention.qkv", "matrix", _uniform),
     Rule("blocks.*.attention.out", "matrix", _zeros),
-    Rule("blocks.*.attention.gate", "matrix", _zeros),
-    Rule("context.smear.gate", "matrix", _zeros),
+    Rule("blocks.*.attention.gate", "matrix", _neutral),
+    Rule("context.smear.gate", "matrix", _neutral),
+    Rule("blocks.*.attention.q", "matrix", _uniform),
+    Rule("blocks.*.attention.kv", "matrix", _uniform),
+    Rule("blocks.*.mlp.gate", "matrix", _uniform),
+    Rule("blocks.*.mlp.up", "matrix", _uniform),
+    Rule("blocks.*.mlp.down", "matrix", _zeros),
+    Rule("*norm.weight", "scalar", _ones),
+    Rule("gate.weight", "head", _gate_weight),
+    Rule("gate.bias", "scalar", _gate_bias),
+    Rule("head.scale", "scalar", _ones),
     Rule("blocks.*.mlp.fc", "matrix", _uniform),
     Rule("blocks.*.mlp.proj", "matrix", _zeros),
     Rule("readout.embed.*", "embed", _normal),

@@ -37,10 +37,10 @@ class Last(Readout):
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
-        self.width = head_inputs(recipe)
+        self.width, self.eps = head_inputs(recipe), recipe.model.norm_eps
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
-        return norm(x)
+        return norm(x, self.eps)
 
 
 class _Skip(Readout):
@@ -50,7 +50,7 @@ class _Skip(Readout):
         super().__init__()
         self.sources = sources(recipe)
         self.needs = frozenset(source for source in self.sources if isinstance(source, int))
-        self.width = head_inputs(recipe)
+        self.width, self.eps = head_inputs(recipe), recipe.model.norm_eps
         self.owns_last_mlp = readout_kind(recipe).owns_last_mlp
         table = (recipe.data.vocab_size, recipe.model.dim)
         tables = {EXTRA: nn.Parameter(torch.empty(table, dtype=dtype))} if has_embedding(recipe) else {}
@@ -62,13 +62,16 @@ class _Skip(Readout):
 
     def normed(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
         """[norm(x), norm(h_1), ..., norm(h_N)], each (B, T, D). Embeddings are normed already."""
-        last = norm(x)
-        return [last, *(norm(outputs[s]) if isinstance(s, int) else self._named(s, last, ctx) for s in self.sources)]
+        last = norm(x, self.eps)
+        return [last, *(self._normed_source(source, last, outputs, ctx) for source in self.sources)]
+
+    def _normed_source(self, source: int | str, last: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
+        return norm(outputs[source], self.eps) if isinstance(source, int) else self._named(source, last, ctx)
 
     def _named(self, source: str, last: Tensor, ctx: Context) -> Tensor:
         if source == EXTRA:
             assert ctx.ids is not None
-            return norm(F.embedding(ctx.ids, self.embed[EXTRA]))
+            return norm(F.embedding(ctx.ids, self.embed[EXTRA]), self.eps)
         return {INPUT: ctx.x00, LAST: last}[source]
 
 
@@ -100,14 +103,14 @@ class AddRenorm(Add):
     """norm of `Add`'s sum (seed 000, "norm after sum"): of the lambdas, only the ratios and the common sign matter."""
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
-        return norm(super().forward(x, outputs, ctx))
+        return norm(super().forward(x, outputs, ctx), self.eps)
 
 
 class AddUnnormed(Add):
     """norm(x) * x_lambda + sum_k h_k * skip_lambda_k (seed 000): a long h_k, as of late layers, counts for more."""
 
     def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
-        return [norm(x), *self.plain(x, outputs, ctx)]
+        return [norm(x, self.eps), *self.plain(x, outputs, ctx)]
 
 
 class AddDetached(Add):
@@ -159,7 +162,8 @@ class Backout(Add):
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
         weights = ctx.scalars(self.lambdas).values()
         one = torch.ones((), dtype=self.lambdas.weight.dtype, device=x.device)
-        return norm(self.sum([x, *self.plain(x, outputs, ctx)], [one, *(-weight for weight in weights)]))
+        subtracted = self.sum([x, *self.plain(x, outputs, ctx)], [one, *(-weight for weight in weights)])
+        return norm(subtracted, self.eps)
 
 
 # -------------------------------------------------------------------------------------------------------- side by side
@@ -205,7 +209,7 @@ class LastMLP(nn.Module):
         head, shapes = recipe.head_type, matrices(recipe)
         assert isinstance(head, ConcatMLP | ConcatMLPNarrow)
         self.widens, self.norms_each = head.widen_head, head.norm_each
-        self.slices = slices(recipe)
+        self.slices, self.eps = slices(recipe), recipe.model.norm_eps
         self.fc = nn.Parameter(torch.empty(shapes["mlp.fc"], dtype=dtype))
         self.proj = nn.Parameter(torch.empty(shapes["mlp.proj"], dtype=dtype))
 
@@ -213,10 +217,12 @@ class LastMLP(nn.Module):
         """Features (B, T, F) from x (B, T, D) and what lies beside it."""
         z = torch.cat([x, *beside], -1)
         y = F.linear(relu_squared(F.linear(self._normed(z), self.fc)), self.proj)
-        return self._normed(z + y) if self.widens else norm(x + y)
+        return self._normed(z + y) if self.widens else norm(x + y, self.eps)
 
     def _normed(self, z: Tensor) -> Tensor:
-        return torch.cat([norm(part) for part in z.split(self.slices, -1)], -1) if self.norms_each else norm(z)
+        if not self.norms_each:
+            return norm(z, self.eps)
+        return torch.cat([norm(part, self.eps) for part in z.split(self.slices, -1)], -1)
 
 
 def _parameters(group: str, recipe: Recipe, dtype: torch.dtype) -> nn.ParameterDict:

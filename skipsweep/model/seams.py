@@ -27,6 +27,18 @@ class Layer(NamedTuple):
     """Scalar weight of the layer's own values; None: 1."""
     value_embedding_lambda: Tensor | None
     """Scalar weight of the value embedding."""
+    key_bias: Tensor | None = None
+    """(B, T, 1), added to the products of all queries with this key, before the softmax; None: nothing is."""
+    query_bias: Tensor | None = None
+    """(B, T, 1), added to the products of this query with all keys, where softmax does not see it."""
+
+    def weigh_values(self, v: Tensor) -> Tensor:
+        """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""
+        if self.value_lambda is not None:
+            v = v * self.value_lambda
+        if self.value_embedding is not None and self.value_embedding_lambda is not None:
+            v = v + self.value_embedding.view_as(v) * self.value_embedding_lambda
+        return v
 
 
 @dataclass
@@ -73,9 +85,14 @@ class Gate(nn.Module):
     def forward(self, i: int, x: Tensor, gate_state: list[Tensor]) -> Tensor | None:
         """Factor (B, T, 1) on what block `i` adds; None: all of it, everywhere.
 
-        `gate_state` is empty before the first block; what a gate appends to it, it finds there at later blocks.
+        `x` (B, T, D) is the output of the block before, or x00. `gate_state` is empty before the first block; what a
+        gate appends to it, it finds there at later blocks.
         """
         raise NotImplementedError
+
+    def seen(self, layer: Layer, g: Tensor | None) -> Layer:
+        """What the block may look at where its gates are `g`."""
+        return layer
 
 
 class Readout(nn.Module):

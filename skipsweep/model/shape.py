@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from skipsweep.config import Model, Recipe
-from skipsweep.model.heads import Start, readout_lambdas
+from skipsweep.model.heads import Start, head_inputs, readout_lambdas
 from skipsweep.model.wiring import left_out, rolling_layers, tail_layers
 
 
@@ -32,6 +32,35 @@ GATE_CHANNELS = 12
 def gate_channels(model: Model) -> int:
     """Inputs of a gate: the first channels, all of them where there are fewer."""
     return min(GATE_CHANNELS, model.dim)
+
+
+LLAMA = "llama"
+"""The choice of `model.block` that seed 004 is about."""
+
+
+def has_weighted_norms(model: Model) -> bool:
+    """Whether norms of the trunk, and what the head sees, have learned weights."""
+    return model.block == LLAMA
+
+
+def kv_heads(model: Model) -> int:
+    """Heads of keys and values."""
+    return model.kv_heads or model.heads
+
+
+def norm_weights(recipe: Recipe) -> int:
+    """Weights of all norms: after the embedding, around attention and MLPs, and of what the head sees."""
+    model = recipe.model
+    if not has_weighted_norms(model):
+        return 0
+    parts = len(attention_layers(model)) + len(mlp_layers(model))
+    around = (2 if model.norm_scheme == "sandwich" else 1) * parts
+    return (1 + around) * model.dim + head_inputs(recipe)
+
+
+def mlp_layers(model: Model) -> list[int]:
+    """Layers that have an MLP, in the trunk or, the last one, in the readout."""
+    return [layer for layer in range(model.layers) if layer not in model.no_mlp]
 
 
 def mixed_layers(recipe: Recipe) -> list[int]:

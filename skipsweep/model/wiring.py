@@ -18,6 +18,7 @@ record 45 (seed 002):
 | 8      | 3->6, 1->7          | 3->4, 2->5, 1->6                              | 2->4   |
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,8 +152,9 @@ def left_out(model: Model) -> list[int]:
 
 
 def mlp_hidden(model: Model) -> int:
-    """Hidden width of a block's MLP, in channels."""
-    return round(model.mlp_ratio * model.dim)
+    """Hidden width of a block's MLP, in channels: rounded up to a whole multiple where one is asked for."""
+    wanted = round(model.mlp_ratio * model.dim, 6)  # 2.7 * 10 is 27.000000000000004
+    return math.ceil(wanted / model.mlp_multiple) * model.mlp_multiple
 
 
 def check(model: Model, embeddings: Embeddings) -> None:

@@ -13,7 +13,8 @@ def lr_factor(schedule: Schedule, step: int) -> float:
     """Factor of the peak learning rate in the update from `step` to `step + 1` (0-based, below `schedule.steps`)."""
     steps = schedule.horizon or schedule.steps
     if step < schedule.warmup_steps:
-        return (step + 1) / (schedule.warmup_steps + 1)
+        done, start = (step + 1) / (schedule.warmup_steps + 1), schedule.warmup_start
+        return start + (1 - start) * done
     match schedule:
         case Constant():
             return 1.0

@@ -20,6 +20,8 @@ from skipsweep.config import (
     Config,
     Constant,
     Data,
+    Gated,
+    GateTargets,
     LambdaInit,
     Model,
     Muon,
@@ -55,9 +57,28 @@ def canonical(config: Config, data: Data) -> RunConfig:
     ordered = sorted(asked, key=select.canonical_key)
     head = heads.canonical(config.head_type, ordered, config.model)
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    _check_gates(config, asked)
     given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
+    given["gate_targets"] = _gate_targets(config.gate_targets)
     run = RunConfig(**given)
     return replace(run, lambda_init=_lambda_init(run, asked))
+
+
+def _check_gates(config: Config, asked: Sequence[select.Source]) -> None:
+    if asked and isinstance(config.gate_targets, Gated) and heads.KINDS[config.head_type.name].owns_last_mlp:
+        valid = ", ".join(name for name, kind in heads.KINDS.items() if not kind.owns_last_mlp)
+        raise UserError(
+            f"head_type={config.head_type.name} takes the last MLP, which gate_targets={config.gate_targets.name} "
+            f"could not skip; valid with gates: {valid}"
+        )
+
+
+def _gate_targets(gates: GateTargets) -> GateTargets:
+    """A bias that gates do not start from, or a floor that nobody sees, has no effect."""
+    if not isinstance(gates, Gated):
+        return gates
+    unseen = {} if gates.attention == "keys" else {"floor": 1.0}
+    return replace(gates, bias=gates.bias if gates.init == "open" else 0.0, **unseen)
 
 
 def _check_last_mlp(config: Config, asked: Sequence[select.Source]) -> None:
@@ -89,6 +110,7 @@ def _model(model: Model) -> Model:
     without = wiring.no_attention(model.no_attention, model.layers)
     return replace(
         model,
+        kv_heads=model.kv_heads if model.kv_heads != model.heads else 0,
         no_attention=without,
         no_mlp=wiring.no_mlp(model.no_mlp, model.layers),
         max_document=model.max_document if model.document_mask else 0,
@@ -132,6 +154,7 @@ def _schedule(config: Config) -> Schedule:
     schedule, grows = config.schedule, bool(config.model.window) and config.model.window_growth != "none"
     return replace(
         schedule,
+        warmup_start=schedule.warmup_start if schedule.warmup_steps else 0.0,
         horizon=0 if isinstance(schedule, Constant) or schedule.horizon == schedule.steps else schedule.horizon,
         window_horizon=schedule.window_horizon if grows and schedule.window_horizon != schedule.steps else 0,
     )

@@ -4,9 +4,10 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from skipsweep.config import MISSING, Config, Cosine, Model, Muon, RunConfig, Trapezoid, world_size
+from skipsweep.config import MISSING, Config, Cosine, Gated, Model, Muon, RunConfig, Trapezoid, world_size
 from skipsweep.data import batches
 from skipsweep.errors import UserError
+from skipsweep.model.shape import LLAMA
 
 DTYPES = ("float32", "bfloat16", "float64")
 DECAYS = ("beta1", "beta2", "momentum", "momentum_start", "smoothing", "outer_momentum")
@@ -18,6 +19,7 @@ def validate(config: Config) -> None:
     _complete(config)
     _model(config)
     batches.check(config.data)
+    _gates(config)
     _optim(config)
     _schedule(config)
     _compute(config)
@@ -47,8 +49,10 @@ def _model(config: RunConfig) -> None:
         raise UserError("model.layers=1: a trunk needs at least 2 layers")
     if model.dim % model.heads or model.dim // model.heads % 2:
         raise UserError(f"model.dim={model.dim} must be an even multiple of model.heads={model.heads}")
-    if not (model.mlp_ratio * model.dim).is_integer():
+    _positive("model.mlp_multiple", model.mlp_multiple)
+    if model.mlp_multiple == 1 and not (model.mlp_ratio * model.dim).is_integer():
         raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is no whole number")
+    _block(config)
     for key in ("vocab_multiple", "window_block"):
         _positive(f"model.{key}", getattr(model, key))
     for key in ("softcap", "attention_scale", "window"):
@@ -64,6 +68,48 @@ def _model(config: RunConfig) -> None:
     _not_negative("embeddings.extra", config.embeddings.extra)
     _not_negative("replicate", config.replicate)
     _seed("seed", config.seed)
+
+
+def _block(config: RunConfig) -> None:
+    """Settings that one of the kinds of block has."""
+    model = config.model
+    _one_of("model.block", model.block, ("speedrun", "llama"))
+    _one_of("model.norm_scheme", model.norm_scheme, ("pre", "sandwich"))
+    for key in ("norm_eps", "kv_heads", "init_std"):
+        _not_negative(f"model.{key}", getattr(model, key))
+    if model.block != LLAMA:
+        if model.norm_scheme != "pre" or model.kv_heads not in (0, model.heads):
+            raise UserError(
+                f"model.norm_scheme={model.norm_scheme} and model.kv_heads={model.kv_heads} need model.block=llama; "
+                f"valid with model.block={model.block}: pre and 0"
+            )
+        return
+    if model.heads % (model.kv_heads or model.heads):
+        divisors = ", ".join(str(n) for n in range(1, model.heads + 1) if model.heads % n == 0)
+        raise UserError(f"model.kv_heads={model.kv_heads} must divide model.heads={model.heads}; valid: {divisors}")
+    if model.value_norm:
+        raise UserError("model.value_norm=true is for model.block=speedrun; model.block=llama norms no values")
+    if config.embeddings.value_layers not in ([], None, "none", 0) and model.kv_heads not in (0, model.heads):
+        raise UserError(
+            f"embeddings.value_layers needs a value per channel: valid with model.kv_heads={model.kv_heads}: [], or "
+            f"model.kv_heads={model.heads}"
+        )
+
+
+def _gates(config: RunConfig) -> None:
+    gates, layers = config.gate_targets, config.model.layers
+    if not isinstance(gates, Gated):
+        return
+    _one_of("gate_targets.init", gates.init, ("normal", "open", "zero"))
+    _one_of("gate_targets.attention", gates.attention, ("keys", "queries", "none"))
+    if not 0 < gates.floor <= 1:
+        raise UserError(f"gate_targets.floor={gates.floor} is the smallest gate; valid: above 0, at most 1")
+    if gates.init == "open" and gates.bias >= 0:
+        raise UserError(f"gate_targets.init=open with gate_targets.bias={gates.bias} is not open; valid: below 0")
+    if layers % 2:
+        raise UserError(
+            f"gate_targets={gates.name} pairs opposite layers, but model.layers={layers} is odd; valid: an even number"
+        )
 
 
 def _stages(model: Model) -> None:
@@ -109,6 +155,8 @@ def _is_finite(value: Any) -> bool:
 def _schedule(config: RunConfig) -> None:
     schedule = config.schedule
     _positive("schedule.steps", schedule.steps)
+    if not 0 <= schedule.warmup_start <= 1:
+        raise UserError(f"schedule.warmup_start={schedule.warmup_start} is a factor of the peak; valid: 0 to 1")
     for key in ("warmup_steps", "horizon", "window_horizon"):
         _not_negative(f"schedule.{key}", getattr(schedule, key))
     for key in ("steps", "horizon"):
