@@ -46,6 +46,9 @@ class SelectionMethod:
     what counts is the set of layers it gave."""
 
     name: str = MISSING
+    ranking_from: str | None = None
+    """Sweep whose single-layer arms rank the layers, by mean final validation loss, where `ranking` is not given.
+    Orderings that need no ranking take no notice."""
 
 
 @dataclass

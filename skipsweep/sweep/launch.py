@@ -110,6 +110,8 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
     return {
         "sweep": plan.name,
         "baseline": plan.baseline,
+        "rankings": plan.rankings,
+        "notes": plan.notes,
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,

@@ -54,8 +54,8 @@ def _checked(ranking: list[int], layers: int, method: str) -> list[int]:
     key = "selection_method.ranking"
     if not ranking:
         raise UserError(
-            f"selection_method={method} needs a ranking, best layer first: {key}=[11,10,8] (or use early_to_late, "
-            "late_to_early, random)"
+            f"selection_method={method} needs a ranking, best layer first: {key}=[11,10,8], or {key}_from=SWEEP (or "
+            "use early_to_late, late_to_early, random)"
         )
     for layer in ranking:
         if not 0 <= layer < layers - 1:
@@ -78,6 +78,11 @@ def sources(value: Any, method: SelectionMethod, layers: int, seed: int) -> list
         if chosen.count(source) > 1:
             raise UserError(f"skip_layers={_show(value)} names {source} twice")
     return chosen
+
+
+def tops(value: Any) -> list[str]:
+    """Those items of `skip_layers.layers` that take layers from the ordering."""
+    return [item for item in _items(value) if isinstance(item, str) and _TOP.fullmatch(item)]
 
 
 def _items(value: Any) -> list[Any]:
