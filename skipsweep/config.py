@@ -37,7 +37,8 @@ class SkipLayers:
     layers: Any = field(default_factory=list)
     """`none`, a layer (`11`), a list (`[11, 10]`), `topN` (the first N of the selection method's ordering), `input`
     (the normed token embedding), `extra` (a token embedding of the readout's own, normed, used nowhere else), `last`
-    (concat heads only). Layers are 0-based; neutral: none."""
+    (concat heads only). Layers are 0-based; neutral: none. Two words are an arm per value, as many as the trunk is
+    deep: `each` (every layer below the last) and `top2..top5` or `top2..topN` (up to all of them)."""
 
 
 @dataclass
@@ -46,6 +47,9 @@ class SelectionMethod:
     what counts is the set of layers it gave."""
 
     name: str = MISSING
+    ranking_from: str | None = None
+    """Sweep whose single-layer arms rank the layers, by mean final validation loss, where `ranking` is not given.
+    Orderings that need no ranking take no notice."""
 
 
 @dataclass
