@@ -111,11 +111,14 @@ OTHER: dict[str, Any] = {
     "seed": 1,
 }
 
-HEAD: dict[str, c.HeadType] = {"lambda_init.backout": c.Backout()} | {
-    f"head_type.{f.name}": cls(**HEAD_FIELDS.get(name, {}))
-    for name, cls in c.choices(c.HeadType).items()
-    for f in fields(cls)
-    if f.name != "name"
+HEAD: dict[str, c.HeadType] = {
+    "lambda_init.backout": c.Backout(),
+    **{
+        f"head_type.{f.name}": cls(**HEAD_FIELDS.get(name, {}))
+        for name, cls in c.choices(c.HeadType).items()
+        for f in fields(cls)
+        if f.name != "name"
+    },
 }
 """Leaf -> a head that has it; all others are tried with `add`."""
 
