@@ -683,6 +683,8 @@ class Sweep:
     """The only keys in which an arm may differ from the baseline; null: not checked."""
     published: dict[str, Any] = field(default_factory=dict)
     """Arm -> published figures, to stand beside ours."""
+    report: bool = True
+    """Write the report when the launch has ended (`skipsweep report` does so at any time)."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole

@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sweep.compose", "sweep.estimate", "sweep.fetch", "sweep.freeze", "sweep.schedules"),
     ("sweep.chart",),
     ("sweep.show",),
+    ("sweep.report",),
     ("checkpoint",),
     ("inspection",),
     ("train",),

@@ -15,7 +15,7 @@ from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submit
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep import show
+from skipsweep.sweep import report, show
 from skipsweep.sweep.estimate import Estimate, estimate, sizes
 from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
@@ -190,6 +190,8 @@ def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
     else:
         show.arms(arms.of_sweep(plan.multirun, plan.name))
         show.place("sweep", plan.multirun.sweep(plan.name).path)
+        if request.sweep.report:
+            report.at_end(plan.multirun, plan.name)
     failed = [seen for seen in plan.observations.values() if seen.state == "failed"]
     if failed and plan.name is not None:
         show.console.print(show.runs(failed))
