@@ -606,6 +606,9 @@ class Compute:
     most 65,536 tokens of it."""
     compile: bool = False
     """torch.compile blocks, loss and optimiser; all layers and arms share what was compiled."""
+    skip: bool = False
+    """With gates, validate by computing in every block only the tokens that it does not skip. Losses are the same up to
+    rounding."""
 
 
 @dataclass
