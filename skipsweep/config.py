@@ -680,7 +680,9 @@ class Sweep:
     target: float | None = None
     """Validation loss to reach."""
     may_differ: list[str] | None = None
-    """The only keys in which an arm may differ from the baseline; null: not checked."""
+    """The only keys in which an arm may differ from the baseline of its seed; null: not checked."""
+    allow_confound: bool = False
+    """Plan arms that differ in more than they may all the same, and mark them there and in plan.json."""
     published: dict[str, Any] = field(default_factory=dict)
     """Arm -> published figures, to stand beside ours."""
 

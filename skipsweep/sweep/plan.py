@@ -8,17 +8,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from skipsweep import files, provenance
-from skipsweep.config import Config, Data, Paths, RunConfig, Sweep, leaves, recipe_of
+from skipsweep.config import Config, Data, Paths, Random, RunConfig, Sweep, leaves, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
 from skipsweep.status import Observation, observe
-from skipsweep.sweep import identity, select
+from skipsweep.sweep import confound, identity, select
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
 
@@ -49,6 +50,8 @@ class Point:
     ordering: list[int] | None
     """The selection method's ordering, where `topN` was asked for: frozen here, never ranked anew in silence."""
     tags: tuple[str, ...]
+    drawn: bool = False
+    """Whether its seed has drawn its layers, so that they differ between the seeds of an arm."""
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -73,6 +76,8 @@ class Plan:
     """plan.json as an earlier launch of this sweep left it."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    confounds: Mapping[str, list[str]] = field(default_factory=dict)
+    """Arm -> keys in which it differs besides what it may."""
     notes: list[str] = field(default_factory=list)
     """What a user should know before this is launched, a line each."""
     observations: dict[str, Observation] = field(default_factory=dict)
@@ -126,7 +131,7 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
         plan.baseline = _baseline(plan)
         _check_runs(plan)
         check_extension(plan)
-        _check_may_differ(plan)
+        plan.confounds = _confounds(plan)
         plan.observe()
     return plan
 
@@ -196,7 +201,8 @@ def _point(wanted: Wanted, run: RunConfig, name: str) -> Point:
     method = config.selection_method.name if tops else "given"
     kind = "none" if not sources else "single_layer" if len(sources) == 1 else "multi_layer"
     tag = kind if len(sources) < 2 else f"{kind}/{method}/N={len(sources)}"
-    return Point(wanted.arm, config.seed, config.replicate, name, wanted.overrides, sources, order, (tag,))
+    drawn = bool(tops) and isinstance(config.selection_method, Random) and config.selection_method.seed is None
+    return Point(wanted.arm, config.seed, config.replicate, name, wanted.overrides, sources, order, (tag,), drawn)
 
 
 def _merge(points: list[Point]) -> list[Point]:
@@ -262,31 +268,38 @@ def known_points(document: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str,
     return {tuple(point["key"]): point for point in document.get("points", [])}
 
 
-def _check_may_differ(plan: Plan) -> None:
-    """Raise UserError where an arm differs from the baseline in more than the sweep declares."""
-    declared = of_sweep(plan, "may_differ")
-    if declared is None or plan.baseline is None:
-        return
-    # The number of epochs that a run begins follows from its steps.
-    allowed = [*declared, "seed", "replicate", "data.epochs"]
-    base = _settings_of_arm(plan, plan.baseline)
-    for arm in plan.arms():
-        own = _settings_of_arm(plan, arm)
-        for key in sorted(own.keys() | base.keys()):
-            if own.get(key) != base.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed):
-                raise UserError(
-                    f"arm {arm} differs from the baseline {plan.baseline} in {key} "
-                    f"({base.get(key)} -> {own.get(key)}); sweep.may_differ={declared} does not allow that"
-                )
+def _confounds(plan: Plan) -> dict[str, list[str]]:
+    """Arm -> keys in which it differs besides what it may, those of earlier launches included.
+
+    Raises UserError for the first of this launch unless `sweep.allow_confound`.
+    """
+    points = confound.Points(
+        now={point.key: point.run for point in plan.points},
+        before={key: run for key, run in _earlier(plan) if plan.multirun.run(run).config.exists()},
+        drawn={point.arm for point in plan.points if point.drawn},
+        settings=cache(lambda run: _settings(plan, run)),
+    )
+    may_differ = of_sweep(plan, "may_differ")
+    found = list(confound.within_arms(points))
+    if may_differ is not None and plan.baseline is not None:
+        found += confound.against_baseline(points, plan.baseline, may_differ)
+    if found and not plan.sweep.allow_confound:
+        raise UserError(found[0].told)
+    keys = {arm: set(keys) for arm, keys in plan.before.get("confounds", {}).items()}
+    for one in found:
+        keys.setdefault(one.arm, set()).add(one.key)
+    return {arm: sorted(of_arm) for arm, of_arm in keys.items()}
 
 
-def _settings_of_arm(plan: Plan, arm: str) -> dict[str, Any]:
-    """Those of its first point; the arm may be one of an earlier launch."""
-    run = next((point.run for point in plan.points if point.arm == arm), None)
-    if run is not None:
-        return leaves(recipe_of(plan.configs[run]))
-    run = next(known["run"] for key, known in known_points(plan.before).items() if key[0] == arm)
-    return leaves(recipe_of(plan.multirun.run(run).read_config()))
+def _earlier(plan: Plan) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Key and run of every point of earlier launches."""
+    return ((key, known["run"]) for key, known in known_points(plan.before).items())
+
+
+def _settings(plan: Plan, run: str) -> dict[str, Any]:
+    """Of a run of this launch, or of an earlier one."""
+    config = plan.configs.get(run) or plan.multirun.run(run).read_config()
+    return leaves(recipe_of(config))
 
 
 def of_sweep(plan: Plan, key: str) -> Any:

@@ -64,13 +64,19 @@ def plan(made: Plan, todo: Sequence[str], expected: Estimate | None) -> None:
         layers = ",".join(map(str, point.sources)) or "none"
         where = Text(f" by {seen.holder}" if seen.holder else "")
         cost = f"{size.parameters:,}", f"{size.flops_per_token / 1e6:,.2f}"
-        shown.add_row(point.arm, layers, str(point.seed), *cost, point.run, state(seen) + where)
+        shown.add_row(_arm(made, point.arm), layers, str(point.seed), *cost, point.run, state(seen) + where)
     console.print(shown)
     if len(made.points) > MAX_ROWS:
         console.print(f"... and {len(made.points) - MAX_ROWS} more points")
     for note in made.notes:
         console.print(note, soft_wrap=True)
     console.print(summary(made, todo, expected))
+
+
+def _arm(made: Plan, arm: str) -> Text:
+    """Its name, and what it cannot be told apart from."""
+    keys = made.confounds.get(arm)
+    return Text(arm).append(f" confounded by {', '.join(keys)}", "yellow") if keys else Text(arm)
 
 
 def summary(made: Plan, todo: Sequence[str], expected: Estimate | None) -> str:
