@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skipsweep import files, provenance
-from skipsweep.config import Config, Data, Paths, Random, RunConfig, Sweep, leaves, recipe_of
+from skipsweep.config import Config, Data, Paths, Random, RunConfig, Sweep, choices, leaves, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
 from skipsweep.errors import UserError
@@ -74,6 +74,8 @@ class Plan:
     command: str
     before: Mapping[str, Any] = field(default_factory=dict)
     """plan.json as an earlier launch of this sweep left it."""
+    target: float | None = None
+    """Validation loss to reach on the corpus of these runs."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
     confounds: Mapping[str, list[str]] = field(default_factory=dict)
@@ -129,6 +131,8 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     plan.rankings, plan.notes = rankings.used, rankings.notes
     with accessible(multirun):
         plan.baseline = _baseline(plan)
+        plan.target = _target(plan)
+        _check_paired(plan)
         _check_runs(plan)
         check_extension(plan)
         plan.confounds = _confounds(plan)
@@ -239,6 +243,30 @@ def _baseline(plan: Plan) -> str | None:
             raise UserError(f"sweep.baseline={declared} is no arm of this sweep; valid: {', '.join(valid)}")
         return declared
     return next((arm for arm, points in arms.items() if not points[0].sources), next(iter(arms)))
+
+
+def _target(plan: Plan) -> float | None:
+    """The target that was said outright, or that of the corpus, where all runs have the same one.
+
+    Raises UserError for a target of a corpus that does not exist.
+    """
+    for corpus in plan.sweep.targets:
+        if corpus not in choices(Data):
+            raise UserError(f"sweep.targets: {corpus} is no choice of data; valid: {', '.join(sorted(choices(Data)))}")
+    if plan.sweep.target is not None:
+        return plan.sweep.target
+    corpora = {config.data.name for config in plan.configs.values()}
+    of_corpus = plan.sweep.targets.get(corpora.pop()) if len(corpora) == 1 else None
+    return plan.before.get("target") if of_corpus is None else of_corpus
+
+
+def _check_paired(plan: Plan) -> None:
+    """Raise UserError where pairs are asked for of a sweep that was begun without."""
+    if plan.before and plan.sweep.paired and not plan.before.get("paired", False):
+        raise UserError(
+            f"sweep.paired=true must be declared before the first run, and sweep {plan.name} was begun without; "
+            "choose another sweep.name"
+        )
 
 
 def _check_runs(plan: Plan) -> None:

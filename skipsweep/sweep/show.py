@@ -229,7 +229,7 @@ def arms(found: Sequence[Arm]) -> None:
             number(arm.val_loss),
             number(arm.val_loss_sd),
             versus,
-            "" if arm.is_baseline or arm.same_as else str(arm.pairs),
+            "" if arm.is_baseline or arm.same_as else _pairs(arm),
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
@@ -238,6 +238,11 @@ def arms(found: Sequence[Arm]) -> None:
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
         console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
+
+
+def _pairs(arm: Arm) -> str:
+    """Over how many seeds the difference is; `means` where no seed is shared and it is that of the two means."""
+    return str(arm.pairs) if arm.pairs or arm.difference is None else "means"
 
 
 def _signed(value: float | None) -> str:
