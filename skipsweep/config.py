@@ -681,9 +681,15 @@ class Sweep:
     seeds: Any = None
     """Seeds of every arm: a number, a list or `range(a,b)`; null: the run's `seed`."""
     target: float | None = None
-    """Validation loss to reach."""
+    """Validation loss to reach, whatever the corpus; null: what `targets` says."""
+    targets: dict[str, float] = field(default_factory=dict)
+    """Choice of `data` -> validation loss to reach there: 2.92 on one corpus says nothing about another."""
+    paired: bool = False
+    """Compare runs of equal seed in pairs. Declared before the first run, else the choice could follow the results."""
     may_differ: list[str] | None = None
-    """The only keys in which an arm may differ from the baseline; null: not checked."""
+    """The only keys in which an arm may differ from the baseline of its seed; null: not checked."""
+    allow_confound: bool = False
+    """Plan arms that differ in more than they may all the same, and mark them there and in plan.json."""
     published: dict[str, Any] = field(default_factory=dict)
     """Arm -> published figures, to stand beside ours."""
     report: bool = True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sweep_folders import Made
 
 from skipsweep.config import RunConfig, recipe_of
 from skipsweep.data.batches import Batches
@@ -156,18 +157,28 @@ def test_every_model_is_built_at_full_size(choice: str, head: str, plan: Plans) 
         check_size(run)
 
 
+def single_layer_results(folder: Path) -> None:
+    """What `ranking_from=single_layer` reads of the default model's seven layers below the last."""
+    made = Made(folder, name="single_layer", baseline="none")
+    for layer in range(7):
+        made.arm(f"layer {layer}", [3.0 - layer / 100], sources=[layer])
+    made.write()
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_planned_and_its_first_arm_trained(
     name: str, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
+    if name == "multi_layer":
+        single_layer_results(tmp_path)
     made = launching.make_plan(from_command_line([f"experiment={name}", f"paths.multirun={tmp_path}"]))
     assert made.name == name
     assert set(made.arms()) == {point.arm for point in made.points}
     assert made.baseline in made.arms()
     assert len({(point.key, point.run) for point in made.points}) == len(made.points)
-    for run in made.configs.values():
-        check_size(run)
+    for points in made.arms().values():
+        check_size(made.configs[points[0].run])  # seeds and replicates have the same parameters
     check_trains(shrunk(made.configs[made.points[0].run]))
 
 

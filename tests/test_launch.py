@@ -306,7 +306,8 @@ def test_an_arm_that_differs_in_more_than_declared(place: Place, private: Path) 
     assert refused.status == 2
     assert refused.err == (
         "error: arm warm differs from the baseline plain in schedule.warmup_steps (0 -> 2); "
-        "sweep.may_differ=['skip_layers', 'head_type'] does not allow that\n"
+        "sweep.may_differ=['skip_layers', 'head_type'] does not allow that (sweep.allow_confound=true "
+        "marks it instead)\n"
     )
     assert place.attempts() == before
     assert not place.multirun.sweep("refused").path.exists()

@@ -23,7 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("model", "optim"),
     ("slurm.cancel", "slurm.settings"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
-    ("sweep.hydra_schema", "sweep.identity", "sweep.ranking", "sweep.shorthand"),
+    ("sweep.hydra_schema", "sweep.identity", "sweep.ranking", "sweep.confound", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
     ("sweep.compose", "sweep.estimate", "sweep.fetch", "sweep.freeze", "sweep.schedules"),
     ("sweep.chart",),

@@ -1,7 +1,7 @@
 """Arms of a sweep with their results: the table at the end of a launch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,10 @@ class Arm:
     val_loss_sd: float | None
     """Standard deviation over the finished seeds; None below two."""
     difference: float | None
-    """Mean difference to the baseline, over the seeds that both have finished."""
+    """Mean difference to the baseline, over the seeds that both have finished; where they have no seed in common, the
+    difference of the two means."""
     pairs: int
-    """How many seeds that mean is over."""
+    """How many seeds that mean is over; 0 with a difference: it is one of means, unpaired."""
     steps: int | None
     train_time_s: float | None
     """Mean training time."""
@@ -66,10 +67,7 @@ def _arm(
 ) -> Arm:
     found = [r for run in runs.values() if (r := results[run]) is not None]
     losses = [r["val_loss"] for r in found]
-    pairs = [(results[run], results[base[key]]) for key, run in runs.items() if key in base]
-    # what was imported has no seed in common: its key says the order of the files
-    both = [(own, other) for own, other in pairs if own and other and "imported" not in own]
-    differences = [own["val_loss"] - other["val_loss"] for own, other in both]
+    difference, pairs = versus(_by_seed(runs, results), _by_seed(base, results))
     failed = sum(multirun.run(run).read_status()["state"] == "failed" for run in runs.values() if results[run] is None)
     return Arm(
         name=name,
@@ -78,8 +76,8 @@ def _arm(
         failed=failed,
         val_loss=mean(losses),
         val_loss_sd=sd(losses),
-        difference=None if is_baseline or same_as else mean(differences),
-        pairs=len(differences),
+        difference=None if is_baseline or same_as else difference,
+        pairs=pairs,
         steps=found[0]["steps"] if found else None,
         train_time_s=mean([r["train_time_s"] for r in found]),
         parameters=_total(found, "parameters"),
@@ -87,6 +85,34 @@ def _arm(
         is_baseline=is_baseline,
         same_as=same_as,
     )
+
+
+def _by_seed(
+    runs: Mapping[tuple[int, int], str], results: Mapping[str, dict[str, Any] | None]
+) -> dict[Hashable, float | None]:
+    """Seed -> mean final validation loss over its finished replicates; None: none has finished."""
+    losses: dict[Hashable, list[float]] = {}
+    for (seed, _), run in runs.items():
+        found = results[run]
+        # the seed of what was imported is only the order of the files: it pairs with nothing
+        of_seed = losses.setdefault(run if found and "imported" in found else seed, [])
+        of_seed += [found["val_loss"]] if found else []
+    return {seed: mean(of_seed) for seed, of_seed in losses.items()}
+
+
+def versus(own: Mapping[Hashable, float | None], base: Mapping[Hashable, float | None]) -> tuple[float | None, int]:
+    """(difference to the baseline, number of pairs it is the mean over). Both: seed -> loss, None: not finished.
+
+    Arms that share seeds are compared over those that both have finished; only arms that share none, finished or not,
+    by their means.
+    """
+    shared = own.keys() & base.keys()
+    if shared:
+        pairs = [(own[seed], base[seed]) for seed in shared]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
+        return mean(differences), len(differences)
+    a, b = (mean([loss for loss in arm.values() if loss is not None]) for arm in (own, base))
+    return (None if a is None or b is None else a - b), 0
 
 
 def _total(results: Sequence[dict[str, Any]], key: str) -> int | None:

@@ -64,8 +64,11 @@ def _sweep_document(plan: Plan) -> dict[str, Any]:
     points = known_points(before) | {point.key: _point_document(point) for point in plan.points}
     return {
         "name": plan.name,
-        **{key: of_sweep(plan, key) for key in ("question", "source", "target", "may_differ", "published")},
+        **{key: of_sweep(plan, key) for key in ("question", "source", "may_differ", "published")},
+        "target": plan.target,
+        "paired": plan.sweep.paired or before.get("paired", False),
         "baseline": plan.baseline,
+        "confounds": plan.confounds,
         "rankings": {**before.get("rankings", {}), **plan.rankings},
         "points": list(points.values()),
         "commands": [*before.get("commands", []), plan.command][-50:],

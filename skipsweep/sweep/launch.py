@@ -118,6 +118,7 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
     return {
         "sweep": plan.name,
         "baseline": plan.baseline,
+        "confounds": plan.confounds,
         "rankings": plan.rankings,
         "notes": plan.notes,
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],

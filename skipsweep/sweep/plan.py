@@ -8,17 +8,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from skipsweep import files, provenance
-from skipsweep.config import Config, Data, Paths, RunConfig, Sweep, leaves, recipe_of
+from skipsweep.config import Config, Data, Paths, Random, RunConfig, Sweep, choices, leaves, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
 from skipsweep.status import Observation, observe
-from skipsweep.sweep import identity, select
+from skipsweep.sweep import confound, identity, select
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
 
@@ -49,6 +50,8 @@ class Point:
     ordering: list[int] | None
     """The selection method's ordering, where `topN` was asked for: frozen here, never ranked anew in silence."""
     tags: tuple[str, ...]
+    drawn: bool = False
+    """Whether its seed has drawn its layers, so that they differ between the seeds of an arm."""
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -71,8 +74,12 @@ class Plan:
     command: str
     before: Mapping[str, Any] = field(default_factory=dict)
     """plan.json as an earlier launch of this sweep left it."""
+    target: float | None = None
+    """Validation loss to reach on the corpus of these runs."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    confounds: Mapping[str, list[str]] = field(default_factory=dict)
+    """Arm -> keys in which it differs besides what it may."""
     notes: list[str] = field(default_factory=list)
     """What a user should know before this is launched, a line each."""
     observations: dict[str, Observation] = field(default_factory=dict)
@@ -124,9 +131,11 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     plan.rankings, plan.notes = rankings.used, rankings.notes
     with accessible(multirun):
         plan.baseline = _baseline(plan)
+        plan.target = _target(plan)
+        _check_paired(plan)
         _check_runs(plan)
         check_extension(plan)
-        _check_may_differ(plan)
+        plan.confounds = _confounds(plan)
         plan.observe()
     return plan
 
@@ -196,7 +205,8 @@ def _point(wanted: Wanted, run: RunConfig, name: str) -> Point:
     method = config.selection_method.name if tops else "given"
     kind = "none" if not sources else "single_layer" if len(sources) == 1 else "multi_layer"
     tag = kind if len(sources) < 2 else f"{kind}/{method}/N={len(sources)}"
-    return Point(wanted.arm, config.seed, config.replicate, name, wanted.overrides, sources, order, (tag,))
+    drawn = bool(tops) and isinstance(config.selection_method, Random) and config.selection_method.seed is None
+    return Point(wanted.arm, config.seed, config.replicate, name, wanted.overrides, sources, order, (tag,), drawn)
 
 
 def _merge(points: list[Point]) -> list[Point]:
@@ -235,6 +245,30 @@ def _baseline(plan: Plan) -> str | None:
     return next((arm for arm, points in arms.items() if not points[0].sources), next(iter(arms)))
 
 
+def _target(plan: Plan) -> float | None:
+    """The target that was said outright, or that of the corpus, where all runs have the same one.
+
+    Raises UserError for a target of a corpus that does not exist.
+    """
+    for corpus in plan.sweep.targets:
+        if corpus not in choices(Data):
+            raise UserError(f"sweep.targets: {corpus} is no choice of data; valid: {', '.join(sorted(choices(Data)))}")
+    if plan.sweep.target is not None:
+        return plan.sweep.target
+    corpora = {config.data.name for config in plan.configs.values()}
+    of_corpus = plan.sweep.targets.get(corpora.pop()) if len(corpora) == 1 else None
+    return plan.before.get("target") if of_corpus is None else of_corpus
+
+
+def _check_paired(plan: Plan) -> None:
+    """Raise UserError where pairs are asked for of a sweep that was begun without."""
+    if plan.before and plan.sweep.paired and not plan.before.get("paired", False):
+        raise UserError(
+            f"sweep.paired=true must be declared before the first run, and sweep {plan.name} was begun without; "
+            "choose another sweep.name"
+        )
+
+
 def _check_runs(plan: Plan) -> None:
     """Raise UserError where a run on disk was made with a default that has moved since."""
     for name, config in plan.configs.items():
@@ -262,31 +296,38 @@ def known_points(document: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str,
     return {tuple(point["key"]): point for point in document.get("points", [])}
 
 
-def _check_may_differ(plan: Plan) -> None:
-    """Raise UserError where an arm differs from the baseline in more than the sweep declares."""
-    declared = of_sweep(plan, "may_differ")
-    if declared is None or plan.baseline is None:
-        return
-    # The number of epochs that a run begins follows from its steps.
-    allowed = [*declared, "seed", "replicate", "data.epochs"]
-    base = _settings_of_arm(plan, plan.baseline)
-    for arm in plan.arms():
-        own = _settings_of_arm(plan, arm)
-        for key in sorted(own.keys() | base.keys()):
-            if own.get(key) != base.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed):
-                raise UserError(
-                    f"arm {arm} differs from the baseline {plan.baseline} in {key} "
-                    f"({base.get(key)} -> {own.get(key)}); sweep.may_differ={declared} does not allow that"
-                )
+def _confounds(plan: Plan) -> dict[str, list[str]]:
+    """Arm -> keys in which it differs besides what it may, those of earlier launches included.
+
+    Raises UserError for the first of this launch unless `sweep.allow_confound`.
+    """
+    points = confound.Points(
+        now={point.key: point.run for point in plan.points},
+        before={key: run for key, run in _earlier(plan) if plan.multirun.run(run).config.exists()},
+        drawn={point.arm for point in plan.points if point.drawn},
+        settings=cache(lambda run: _settings(plan, run)),
+    )
+    may_differ = of_sweep(plan, "may_differ")
+    found = list(confound.within_arms(points))
+    if may_differ is not None and plan.baseline is not None:
+        found += confound.against_baseline(points, plan.baseline, may_differ)
+    if found and not plan.sweep.allow_confound:
+        raise UserError(found[0].told)
+    keys = {arm: set(keys) for arm, keys in plan.before.get("confounds", {}).items()}
+    for one in found:
+        keys.setdefault(one.arm, set()).add(one.key)
+    return {arm: sorted(of_arm) for arm, of_arm in keys.items()}
 
 
-def _settings_of_arm(plan: Plan, arm: str) -> dict[str, Any]:
-    """Those of its first point; the arm may be one of an earlier launch."""
-    run = next((point.run for point in plan.points if point.arm == arm), None)
-    if run is not None:
-        return leaves(recipe_of(plan.configs[run]))
-    run = next(known["run"] for key, known in known_points(plan.before).items() if key[0] == arm)
-    return leaves(recipe_of(plan.multirun.run(run).read_config()))
+def _earlier(plan: Plan) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Key and run of every point of earlier launches."""
+    return ((key, known["run"]) for key, known in known_points(plan.before).items())
+
+
+def _settings(plan: Plan, run: str) -> dict[str, Any]:
+    """Of a run of this launch, or of an earlier one."""
+    config = plan.configs.get(run) or plan.multirun.run(run).read_config()
+    return leaves(recipe_of(config))
 
 
 def of_sweep(plan: Plan, key: str) -> Any:

@@ -64,13 +64,19 @@ def plan(made: Plan, todo: Sequence[str], expected: Estimate | None) -> None:
         layers = ",".join(map(str, point.sources)) or "none"
         where = Text(f" by {seen.holder}" if seen.holder else "")
         cost = f"{size.parameters:,}", f"{size.flops_per_token / 1e6:,.2f}"
-        shown.add_row(point.arm, layers, str(point.seed), *cost, point.run, state(seen) + where)
+        shown.add_row(_arm(made, point.arm), layers, str(point.seed), *cost, point.run, state(seen) + where)
     console.print(shown)
     if len(made.points) > MAX_ROWS:
         console.print(f"... and {len(made.points) - MAX_ROWS} more points")
     for note in made.notes:
         console.print(note, soft_wrap=True)
     console.print(summary(made, todo, expected))
+
+
+def _arm(made: Plan, arm: str) -> Text:
+    """Its name, and what it cannot be told apart from."""
+    keys = made.confounds.get(arm)
+    return Text(arm).append(f" confounded by {', '.join(keys)}", "yellow") if keys else Text(arm)
 
 
 def summary(made: Plan, todo: Sequence[str], expected: Estimate | None) -> str:
@@ -223,7 +229,7 @@ def arms(found: Sequence[Arm]) -> None:
             number(arm.val_loss),
             number(arm.val_loss_sd),
             versus,
-            "" if arm.is_baseline or arm.same_as else str(arm.pairs),
+            "" if arm.is_baseline or arm.same_as else _pairs(arm),
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
@@ -232,6 +238,11 @@ def arms(found: Sequence[Arm]) -> None:
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
         console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
+
+
+def _pairs(arm: Arm) -> str:
+    """Over how many seeds the difference is; `means` where no seed is shared and it is that of the two means."""
+    return str(arm.pairs) if arm.pairs or arm.difference is None else "means"
 
 
 def _signed(value: float | None) -> str:
