@@ -112,8 +112,12 @@ def check_trains(run: RunConfig, device: str = "cpu") -> None:
     assert losses[1] != losses[0]
 
 
-ELSEWHERE = {"compute": ("gpu", "h100x8"), "data": ("fineweb10B", "fineweb100B", "finewebedu10B")}
-"""Choices that need what a test machine has not: GPUs, a network (test_data_hub.py)."""
+ELSEWHERE = {
+    "compute": ("gpu", "h100x8"),
+    "data": ("fineweb10B", "fineweb100B", "finewebedu10B"),
+    "scale": ("medium", "small_2025_11"),
+}
+"""Choices that need what a test machine has not: GPUs (scales: test_plan_presets.py), a network (test_data_hub.py)."""
 
 
 @pytest.mark.parametrize(("group", "choice"), [one for one in CHOICES if one[1] not in ELSEWHERE.get(one[0], ())])
@@ -166,8 +170,8 @@ def test_every_experiment_is_planned_and_its_first_arm_trained(
     assert set(made.arms()) == {point.arm for point in made.points}
     assert made.baseline in made.arms()
     assert len({(point.key, point.run) for point in made.points}) == len(made.points)
-    for run in made.configs.values():
-        check_size(run)
+    for points in made.arms().values():
+        check_size(made.configs[points[0].run])
     check_trains(shrunk(made.configs[made.points[0].run]))
 
 

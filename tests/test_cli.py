@@ -130,7 +130,20 @@ def test_status_of_a_sweep(here: Callable[..., Done]) -> None:
     assert (skip["name"], skip["val_loss"], skip["failed"], skip["pairs"]) == (SKIP, 2.4, 1, 1)
     assert skip["difference"] == pytest.approx(-0.1)  # against the baseline of the same seed, not its mean
     assert skip["val_loss_sd"] is None
-    assert row_of(done, SKIP) == [SKIP, "1/2,", "1", "failed", "2.4000", "-", "-0.1000", "1", "12", "1:01", "7,168", "-"]
+    assert row_of(done, SKIP) == [
+        SKIP,
+        "1/2,",
+        "1",
+        "failed",
+        "2.4000",
+        "-",
+        "-0.1000",
+        "1",
+        "12",
+        "1:01",
+        "7,168",
+        "-",
+    ]
     assert row_of(done, NONE)[1:5] == ["2/2", "2.5500", "0.0707", "baseline"]
 
 
