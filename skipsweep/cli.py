@@ -115,6 +115,26 @@ def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun"
 
 
 @app.command()
+def report(
+    sweeps: Annotated[list[str], typer.Argument(help="Sweeps; several are united, the first one's question holds.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="Arm that others are compared with; default: the plan's.")
+    ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Figures also as PNG (slower).")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: report/ in the sweep's own.")] = None,
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """The answer, with its uncertainty: a page with figures and tables from what has finished so far."""
+    from skipsweep.sweep import report as reporting
+
+    made = reporting.make(_multirun(multirun), sweeps, baseline, out, png)
+    if as_json:
+        return _print_json({**asdict(made.findings), "page": str(made.page)})
+    reporting.print_it(made)
+
+
+@app.command()
 def inspect(
     run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
     text: Annotated[

@@ -37,7 +37,8 @@ class SkipLayers:
     layers: Any = field(default_factory=list)
     """`none`, a layer (`11`), a list (`[11, 10]`), `topN` (the first N of the selection method's ordering), `input`
     (the normed token embedding), `extra` (a token embedding of the readout's own, normed, used nowhere else), `last`
-    (concat heads only). Layers are 0-based; neutral: none."""
+    (concat heads only). Layers are 0-based; neutral: none. Two words are an arm per value, as many as the trunk is
+    deep: `each` (every layer below the last) and `top2..top5` or `top2..topN` (up to all of them)."""
 
 
 @dataclass
@@ -46,6 +47,9 @@ class SelectionMethod:
     what counts is the set of layers it gave."""
 
     name: str = MISSING
+    ranking_from: str | None = None
+    """Sweep whose single-layer arms rank the layers, by mean final validation loss, where `ranking` is not given.
+    Orderings that need no ranking take no notice."""
 
 
 @dataclass
@@ -605,6 +609,9 @@ class Compute:
     tune_kernels: bool = False
     """With `compile`: try out block sizes for every GPU kernel (torch's coordinate_descent_tuning), which takes minutes
     more of compiling."""
+    skip: bool = False
+    """With gates, validate by computing in every block only the tokens that it does not skip. Losses are the same up to
+    rounding."""
 
 
 @dataclass
@@ -695,6 +702,8 @@ class Sweep:
     """The only keys in which an arm may differ from the baseline; null: not checked."""
     published: dict[str, Any] = field(default_factory=dict)
     """Arm -> published figures, to stand beside ours."""
+    report: bool = True
+    """Write the report when the launch has ended (`skipsweep report` does so at any time)."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole

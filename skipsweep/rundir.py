@@ -3,6 +3,7 @@
     multirun/runs/<slug>-<id>/     config.yaml identity.json status.json lease/ env.json metrics.jsonl result.json
                                    checkpoint/ log/ wandb/ inspect/
     multirun/sweeps/<name>/        plan.json code/ report/
+    multirun/reports/<a>+<b>/      the report of several sweeps together
     multirun/speed.jsonl           measured throughputs, for estimates
 
 Imports no torch: planning and reports read through here on a login node.
@@ -216,6 +217,11 @@ class Multirun:
     @property
     def sweeps(self) -> Path:
         return self.path / "sweeps"
+
+    @property
+    def reports(self) -> Path:
+        """Reports of several sweeps together; that of one sweep lies in its own folder."""
+        return self.path / "reports"
 
     @property
     def speeds(self) -> Path:

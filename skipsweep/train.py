@@ -103,6 +103,7 @@ class Trainer:
     def __init__(self, config: RunConfig, batches: Batches, world: World):
         self.config, self.batches, self.world = config, batches, world
         self.model = build(config, world.device)
+        self.model.skip = config.compute.skip
         self._parameters = dict(self.model.named_parameters())
         compiled, roles = config.compute.compile, parameter_roles(self.model)
         self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)

@@ -47,7 +47,8 @@ class Place:
     def arguments(self, *arguments: str) -> list[str]:
         """A tiny configuration below `runs`, then `arguments`."""
         flags = [argument for argument in arguments if argument.startswith("-")]
-        return [*flags, *TINY, f"paths.multirun={self.runs}", *(a for a in arguments if a not in flags)]
+        place = f"paths.multirun={self.runs}", "sweep.report=false"
+        return [*flags, *TINY, *place, *(a for a in arguments if a not in flags)]
 
     def start(self, *arguments: str, runner: Sequence[str] = (sys.executable,)) -> subprocess.Popen[str]:
         """launch.py, in a process of its own."""

@@ -5,12 +5,14 @@ If a trace has moved, some change of code changed results: then finished runs an
 
     python tests/test_golden.py
 
-which refuses while the version is the old one and a trace has moved.
+which refuses while the version is the old one and a trace has moved. `python tests/test_golden.py NAME` adds the trace
+of a new mechanism alone.
 """
 
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,17 +162,21 @@ def test_every_results_version_is_explained() -> None:
         assert f"## {version}" in text
 
 
-def main(data_root: Path) -> str | None:
-    """Write the traces; returns what forbids it."""
-    found = {mechanism: trace(mechanism, data_root) for mechanism in MECHANISMS}
-    if FILE.exists() and stored()["results_version"] == identity.RESULTS_VERSION:
-        for mechanism, losses in stored()["traces"].items():
+def main(data_root: Path, names: Sequence[str]) -> str | None:
+    """Write the traces, all or those of `names`; returns what forbids it."""
+    found = {mechanism: trace(mechanism, data_root) for mechanism in names or MECHANISMS}
+    before = stored()
+    if before["results_version"] == identity.RESULTS_VERSION:
+        for mechanism, losses in before["traces"].items():
             if mechanism in found and np.abs(np.subtract(found[mechanism], losses)).max() > TOLERANCE:
                 return f"{mechanism} has moved: raise RESULTS_VERSION first"
-    FILE.write_text(json.dumps({"results_version": identity.RESULTS_VERSION, "traces": found}, indent=1) + "\n")
+    elif names:
+        return "RESULTS_VERSION was raised: all traces are to be written anew"
+    every = before["traces"] | found if names else found
+    FILE.write_text(json.dumps({"results_version": identity.RESULTS_VERSION, "traces": every}, indent=1) + "\n")
     return None
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(main(Path(folder)))
+        sys.exit(main(Path(folder), sys.argv[1:]))

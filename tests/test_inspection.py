@@ -28,7 +28,8 @@ from skipsweep.rundir import RunDir
 
 WINDOW = 2
 EXACT = 1e-10
-NOT_LINEAR = ("add_relu", "add_tanh", "add_relu_linear")
+CARRIED_THROUGH = ("add", "add_renorm", "add_unnormed", "add_detached", "add_fixed_x", "backout")
+"""Heads whose features are a sum of multiples of their sources, so that contributions are to it."""
 SMALL_TRACK = {
     "no_attention": [0, 1],
     "no_mlp": [0],
@@ -80,8 +81,8 @@ def test_every_mechanism_inspects_and_contributions_add_up(case: str) -> None:
     assert parts.error < EXACT
     assert parts.shares.sum().item() == pytest.approx(1, abs=EXACT)
     head = cfg.head_type.name
-    assert (remark is not None) == (head in NOT_LINEAR or head.startswith("concat"))
-    assert parts.of == ("readout" if head.startswith(("add", "backout")) and remark is None else "stream")
+    assert (remark is None) == (head in ("last", *CARRIED_THROUGH))
+    assert parts.of == ("readout" if head in CARRIED_THROUGH else "stream")
 
     told = read(model, run_config(cfg), "run", 1, ids, "drawn", 3, range(cfg.model.layers))
     json.dumps(asdict(told), allow_nan=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_recipes import HEAD_FIELDS
 from runs import configuration
 
 from skipsweep import config as c
@@ -31,7 +32,7 @@ OTHER: dict[str, Any] = {
     "lambda_init.tail": 0.5,
     "lambda_init.value": 0.4,
     "lambda_init.value_embedding": 0.4,
-    "head_type.width": 6,
+    "head_type.width": 4,
     "head_type.widen_head": True,
     "head_type.norm_each": True,
     "head_type.hidden": 8,
@@ -110,12 +111,16 @@ OTHER: dict[str, Any] = {
     "seed": 1,
 }
 
-NARROW = c.ConcatMLPNarrow(width=4)
 HEAD: dict[str, c.HeadType] = {
     "lambda_init.backout": c.Backout(),
-    **{f"head_type.{f.name}": NARROW for f in fields(NARROW) if f.name != "name"},
+    **{
+        f"head_type.{f.name}": cls(**HEAD_FIELDS.get(name, {}))
+        for name, cls in c.choices(c.HeadType).items()
+        for f in fields(cls)
+        if f.name != "name"
+    },
 }
-"""Leaf -> the head that has it; all others are tried with `add`."""
+"""Leaf -> a head that has it; all others are tried with `add`."""
 
 LLAMA = {"model.block": "llama", "model.value_norm": False, "model.init_std": 0.1}
 STAGED = {"model.window_growth": "stages", "model.window_stages": [1, 2]}

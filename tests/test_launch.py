@@ -1,7 +1,9 @@
 """`python launch.py` as a user lives with it: sweeps, extensions, failures, interruptions, torchrun."""
 
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from commands import Done, Place, request, result, until
 
 from skipsweep import files, job
 from skipsweep.errors import UserError
-from skipsweep.rundir import RunDir
+from skipsweep.rundir import Multirun, RunDir
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep import local
 from skipsweep.sweep.plan import Plan
@@ -139,9 +141,23 @@ def test_one_more_seed_runs_only_what_is_new(place: Place, swept: Done, extended
     assert row["vs baseline"] == f"{sum(losses[1]) / 2 - sum(losses[0]) / 2:+.4f}"
 
 
-def test_runs_side_by_side(place: Place, extended: Done) -> None:
-    status = [place.run_of(extended.sweep, arm, 1).read_status() for arm in ARMS[:2]]
-    assert max(one["started"] for one in status) < min(one["ended"] for one in status)
+@pytest.mark.parametrize(("parallel", "met"), [(2, True), (1, False)])
+def test_runs_side_by_side(parallel: int, met: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two processes says that it is there, then waits for the other; one by one they wait in vain."""
+    runs = [Multirun(tmp_path).run(name) for name in ("one", "two")]
+    patience = 600 if met else 2  # tenths of a second
+
+    def start(run: RunDir, *_: object) -> local.Execution:
+        run.path.mkdir(parents=True)
+        other = next(one for one in runs if one != run).path / "here"
+        wait = f"touch here; for i in $(seq {patience}); do [ -e {other} ] && exec touch met; sleep 0.1; done"
+        process = subprocess.Popen(["sh", "-c", wait], cwd=run.path)
+        return local.Execution(run, 1, [process], None, tempfile.TemporaryDirectory())
+
+    monkeypatch.setattr(local, "start", start)
+    monkeypatch.setattr(local.Pool, "_threads", lambda *_: 1)
+    local.Pool(runs, parallel, None).execute(lambda: None)
+    assert [(run.path / "met").exists() for run in runs] == ([True, True] if met else [False, True])
 
 
 def test_sweeps_share_runs(place: Place, swept: Done, launch: Callable[..., Done]) -> None:

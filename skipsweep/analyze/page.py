@@ -168,7 +168,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return escape(f"{value:.5g}" if isinstance(value, float) else str(value))
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) >= 1 else f"{value:.4g}"
+    return escape(str(value))
 
 
 def _figure(figure: Figure) -> str:

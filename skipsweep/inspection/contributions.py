@@ -99,7 +99,8 @@ def _plain(model: GPT, of_stream: Contributions) -> tuple[Contributions, str | N
     if model.readout.owns_last_mlp:
         return of_stream, "the last MLP is the readout's: contributions are to the stream that it starts from"
     beside = model.readout.needs or getattr(model.readout, "sources", ())
-    return of_stream, "contributions are to the last layer's stream, not to what stands beside it" if beside else None
+    remark = "contributions are to the last layer's stream, not to what the head sees of earlier ones"
+    return of_stream, remark if beside else None
 
 
 def _with_readout(

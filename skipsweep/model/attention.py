@@ -7,6 +7,7 @@ end almost w (medium track, reference record 15).
 Legend: B batch, T time, H heads, K channels of a head, N blocks of a sequence.
 """
 
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -65,7 +66,7 @@ def _widened(x: Tensor, channel: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
     """Attention output (B, H, T, K) of queries, keys and values of that shape, as far as `mask` lets them see."""
-    if isinstance(mask, Visible):
+    if isinstance(mask, Sight):
         return mask.attend(q, k, v, scale)
     return _flex()(q, k, v, block_mask=mask, scale=scale)
 
@@ -73,7 +74,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
 # ---------------------------------------------------------------------------------------- scaled dot product attention
 
 
-class Visible:
+class Sight:
+    """What queries see, and attention over it without FlexAttention."""
+
+    keeps_keys = False
+    """Whether later queries see the keys of this pass: all of them then need the same channels."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention output (B, H, T, K) of queries, keys and values of that shape."""
+        raise NotImplementedError
+
+    def among(self, places: Tensor) -> "Sight":
+        """What those tokens see of each other that lie at `places` (N,), rising, of all tokens one after the other;
+        queries, keys and values are then (1, H, N, K)."""
+        raise NotImplementedError
+
+
+class Visible(Sight):
     """What queries see, in chunks of queries with only those keys that one of them may see."""
 
     def __init__(self, length: int, docs: Tensor | None, window: int, block: int) -> None:
@@ -98,6 +115,14 @@ class Visible:
             for first, last, start in self._chunks()
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+    def among(self, places: Tensor) -> "Packed":
+        """See `Sight`; `places` number the tokens of all sequences together."""
+        of_sequence, positions = places // self.length, places % self.length
+        document = of_sequence * (self.length + 1)  # no sequence has more documents than that
+        if self.docs is not None:
+            document = document + self.docs.flatten()[places]
+        return Packed(document, positions, self.window, self.block)
 
     def _chunks(self) -> Iterator[tuple[int, int, int]]:
         """(first query, end of queries, first key); keys end where queries do."""
@@ -124,6 +149,52 @@ class Visible:
         if self.docs is not None:
             sees = sees & (self.docs[:, None, q] == self.docs[:, None, k])
         return sees
+
+
+class Packed(Sight):
+    """Some tokens of several sequences, one after the other: what they see of each other.
+
+    Documents lie in one piece each, so each is an attention of its own: nothing is padded.
+    """
+
+    def __init__(self, documents: Tensor, positions: Tensor, window: int, block: int) -> None:
+        """`documents` (N,): equal in one document of one sequence only; `positions` (N,) within the sequence."""
+        lengths = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
+        self.ends = list(itertools.accumulate(lengths, initial=0))
+        self.positions, self.window, self.block = positions, window, block
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """See `Sight`."""
+        attention = self._within_window if self.window else _causal
+        found = torch.empty_like(q)
+        for first, last in itertools.pairwise(self.ends):
+            attention(found, q, k, v, first, last, scale)
+        return found
+
+    def _within_window(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, begin: int, end: int, scale: float) -> None:
+        """One document: fill `out` for its tokens `begin` to `end`."""
+        blocks = self.positions[begin:end] // self.block
+        for first in range(begin, end, CHUNK):
+            last = min(first + CHUNK, end)
+            oldest = blocks[first - begin] - self.window + 1
+            start = begin + int(torch.searchsorted(blocks, oldest))
+            sees = self._sees(first, last, start)
+            out[:, :, first:last] = F.scaled_dot_product_attention(
+                q[:, :, first:last], k[:, :, start:last], v[:, :, start:last], attn_mask=sees, scale=scale
+            )
+
+    def _sees(self, first: int, last: int, start: int) -> Tensor:
+        """Whether the queries `first` to `last` see the keys `start` to `last` (queries, keys)."""
+        q, k = self.positions[first:last, None], self.positions[None, start:last]
+        return (k <= q) & (q // self.block - k // self.block < self.window)
+
+
+def _causal(out: Tensor, q: Tensor, k: Tensor, v: Tensor, first: int, last: int, scale: float) -> None:
+    """One document without a window: fill `out` for its tokens `first` to `last`."""
+    mine = slice(first, last)
+    out[:, :, mine] = F.scaled_dot_product_attention(
+        q[:, :, mine], k[:, :, mine], v[:, :, mine], is_causal=True, scale=scale
+    )
 
 
 @cache

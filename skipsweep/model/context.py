@@ -55,16 +55,32 @@ class TokenContext(nn.Module):
 
     def forward(self, ids: Tensor, window: int) -> Context:
         """Context of the token ids (B, T); `window`: blocks that the layers with the long window see, 0: all."""
-        ctx = Context(tuple(self._normed(self._embedded(ids, name), name) for name in self.names), [], ids)
+        sights = self._sights(ids, window)
+        rotary = self._rotary_table(ids.shape[1], ids.device, window)
+        return self._context(ids, 0, rotary, sights, [self._mask(ids, sight) for sight in sights])
+
+    def continued(self, ids: Tensor, start: int, window: int, room: int) -> Context:
+        """The same of ids[:, start:] alone, a text that will have `room` tokens at most; masks are as for all of it."""
+        cos, sin = self._rotary_table(room, ids.device, window)
+        here, sights = slice(start, ids.shape[1]), self._sights(ids, window)
+        return self._context(ids, start, (cos[here], sin[here]), sights, sights)
+
+    def _context(
+        self, ids: Tensor, start: int, rotary: tuple[Tensor, Tensor], sights: list[Visible], masks: list[Any]
+    ) -> Context:
+        """`sights` and `masks`: of the layers with the long window, and of the others."""
+        before, new = max(start - 1, 0), ids[:, start:]  # an embedding may look at the one before it
+        embedded = [self._normed(self._embedded(ids[:, before:], name), name) for name in self.names]
+        ctx = Context(tuple(e[:, start - before :] for e in embedded), [], new)
         weights = ctx.scalars(self.lambdas)
-        values = [F.embedding(ids, self.embed[f"ve{k}"]) for k in range(len(self.embed) - len(self.names))]
-        rotary, (long, short) = self._rotary_table(ids, window), self._masks(ids, window)
+        values = [F.embedding(new, self.embed[f"ve{k}"]) for k in range(len(self.embed) - len(self.names))]
         for layer in range(self.model.layers):
-            table = self.tables.get(layer)
+            table, kind = self.tables.get(layer), 0 if layer in self.model.long_window else 1
+            ctx.sights.append(sights[kind])
             ctx.layers.append(
                 Layer(
                     rotary,
-                    long if layer in self.model.long_window else short,
+                    masks[kind],
                     None if table is None else values[table],
                     weights.get(f"lambda/value/{layer}/v"),
                     weights.get(f"lambda/value/{layer}/ve"),
@@ -79,16 +95,17 @@ class TokenContext(nn.Module):
     def _normed(self, e: Tensor, name: str) -> Tensor:
         return norm(e, self.model.norm_eps) if self.norm is None or name != self.names[0] else self.norm(e)
 
-    def _masks(self, ids: Tensor, window: int) -> tuple[Any, Any]:
+    def _sights(self, ids: Tensor, window: int) -> list[Visible]:
         """What queries see in layers with the long window, and in the others."""
-        docs = self._documents(ids)
-        return self._mask(ids, docs, window), self._mask(ids, docs, short_window_blocks(window))
+        docs, block = self._documents(ids), self.model.window_block
+        return [Visible(ids.shape[1], docs, w, block) for w in (window, short_window_blocks(window))]
 
-    def _mask(self, ids: Tensor, docs: Tensor | None, window: int) -> Any:
-        block = self.model.window_block
-        if uses_flex(ids, self.dtype, block):
-            return block_mask(torch.zeros_like(ids, dtype=torch.int32) if docs is None else docs, window, block)
-        return Visible(ids.shape[1], docs, window, block)
+    def _mask(self, ids: Tensor, sight: Visible) -> Any:
+        """The same for FlexAttention, where that takes such sequences."""
+        if not uses_flex(ids, self.dtype, sight.block):
+            return sight
+        docs = torch.zeros_like(ids, dtype=torch.int32) if sight.docs is None else sight.docs
+        return block_mask(docs, sight.window, sight.block)
 
     def _documents(self, ids: Tensor) -> Tensor | None:
         if self.end_of_text is None:
@@ -98,16 +115,16 @@ class TokenContext(nn.Module):
         one = ids.device.type == "cpu" and bool((docs[:, 0] == docs[:, -1]).all())
         return None if one else docs
 
-    def _rotary_table(self, ids: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def _rotary_table(self, length: int, device: torch.device, window: int) -> tuple[Tensor, Tensor]:
         """One table for all layers, kept from pass to pass."""
         windows = self._windows_so_far(window)
-        wanted = (ids.shape[1], ids.device, windows)
+        wanted = (length, device, windows)
         if self._rotary is None or self._rotary_of != wanted:
             model, dtype = self.model, torch.promote_types(self.dtype, torch.float32)
             turning = round(model.dim // model.heads * model.rotary_fraction / 2)
             width = model.dim // model.heads
             table = pair_table if model.block == LLAMA else rotary_table
-            self._rotary = table(ids.shape[1], width, turning, model.rotary_base, dtype, ids.device, windows)
+            self._rotary = table(length, width, turning, model.rotary_base, dtype, device, windows)
             self._rotary_of = wanted
         return self._rotary
 

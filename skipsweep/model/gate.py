@@ -36,6 +36,7 @@ class SkipMiddle(Gate):
         assert isinstance(targets, Gated)
         self.pairs, self.init, self.start = half, targets.init, targets.bias
         self.attention, self.floor = targets.attention, targets.floor
+        self.skips = self.attention == "keys"
         wide = torch.promote_types(dtype, torch.float32)
         self.weight = nn.Parameter(torch.empty(half, recipe.model.dim, dtype=wide))
         self.bias = nn.Parameter(torch.empty(half, dtype=wide))

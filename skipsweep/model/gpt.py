@@ -23,6 +23,7 @@ from skipsweep.model.llama import LlamaBlock
 from skipsweep.model.readout import build_readout
 from skipsweep.model.seams import Context, Gate, Inject, Outputs, Readout
 from skipsweep.model.shape import has_weighted_norms, head_rows
+from skipsweep.model.skipping import open_only
 from skipsweep.model.weighted import WeightedSum
 
 
@@ -40,6 +41,8 @@ class GPT(nn.Module):
         self.readout = readout
         self.head = head
         self.kept = inject.needs | readout.needs
+        self.skip = False
+        """At evaluation, blocks compute only what their gates leave open, where the gates allow it (`Gate.skips`)."""
         _check_labels(self)
 
     def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean", window: int = 0) -> Tensor:
@@ -59,11 +62,16 @@ class GPT(nn.Module):
 
     def features(self, ids: Tensor, window: int = 0) -> Tensor:
         """What the head sees (B, T, readout.width)."""
-        ctx: Context = self.context(ids, window)
+        return self.through(self.context(ids, window))
+
+    def through(self, ctx: Context) -> Tensor:
+        """What the head sees (B, T, readout.width) of tokens whose context there is."""
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
+        skips = self.skip and self.gate.skips and not self.training
         for i, block in enumerate(self.blocks):
             g = self.gate(i, x, gate_state)
-            x = block(self.inject(i, x, ctx, outputs), g, self.gate.seen(ctx.layers[i], g))
+            x, layer = self.inject(i, x, ctx, outputs), self.gate.seen(ctx.layers[i], g)
+            x = block(x, g, layer) if g is None or not skips else open_only(block, x, g, layer, ctx.sights[i])
             if i in self.kept:
                 outputs[i] = x
         return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)

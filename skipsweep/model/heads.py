@@ -5,12 +5,12 @@ Recipes are canonical here, as planning leaves them (`sweep/identity.py`), excep
 Legend: D dim, N sources, H hidden channels of a block's MLP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from skipsweep.config import (
     Add,
-    AddReluLinear,
     AddUnnormed,
     ConcatMLP,
     ConcatMLPNarrow,
@@ -43,6 +43,14 @@ MULTIPLE = 8
 unless their rows are multiples of 16 bytes."""
 
 
+Shapes = dict[str, tuple[int, int]]
+"""Name of a matrix, or of a group of them -> rows and columns."""
+
+
+def _no_maps(head: HeadType, dim: int) -> Shapes:
+    return {}
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a head is, as far as planning needs to know."""
@@ -53,11 +61,13 @@ class Kind:
     """Fields of `lambda_init` that it uses, in the order of its learned scalars."""
     owns_last_mlp: bool = False
     """The last block is built without its MLP, which is part of the readout."""
+    maps: Callable[[Any, int], Shapes] = _no_maps
+    """(head, D) -> the matrices that it has for every source: parameters `readout.NAME.SOURCE` of these shapes."""
+    sizes: tuple[str, ...] = ()
+    """Fields of the head itself that have to be above 0."""
 
 
 _SUM = ("x_lambda", "skip_lambda")
-_SIDE_BY_SIDE = Kind(NAMED)
-_OWNER = Kind(NAMED, owns_last_mlp=True)
 
 KINDS: dict[str, Kind] = {
     "last": Kind(()),
@@ -68,10 +78,12 @@ KINDS: dict[str, Kind] = {
     "add_fixed_x": Kind(lambdas=("skip_lambda",)),
     "add_relu": Kind(lambdas=_SUM),
     "add_tanh": Kind(lambdas=_SUM),
-    "add_relu_linear": Kind(lambdas=_SUM),
-    "concat": _SIDE_BY_SIDE,
-    "concat_mlp": _OWNER,
-    "concat_mlp_narrow": _OWNER,
+    "add_relu_linear": Kind(lambdas=_SUM, maps=lambda head, dim: {"linear": (dim, dim)}),
+    "concat": Kind(NAMED),
+    "concat_mlp": Kind(NAMED, owns_last_mlp=True),
+    "concat_mlp_narrow": Kind(
+        NAMED, owns_last_mlp=True, maps=lambda head, dim: {"narrow": (head.width, dim)}, sizes=("width",)
+    ),
     "backout": Kind((INPUT,), ("backout",)),  # what is taken out of the stream has to be in it
 }
 """Choice of `head_type` -> what it is."""
@@ -100,8 +112,9 @@ def check(head: HeadType, chosen: Sequence[Source], model: Model, residual: Resi
             f"head_type={head.name} has the MLP of model.block=speedrun in place of the last one, not that of "
             f"{model.block}; valid: {', '.join(n for n, kind in KINDS.items() if not kind.owns_last_mlp)}"
         )
-    if isinstance(head, ConcatMLPNarrow) and head.width < 1:
-        raise UserError(f"head_type.width={head.width} must be above 0")
+    for size in KINDS[head.name].sizes:
+        if getattr(head, size) < 1:
+            raise UserError(f"head_type.{size}={getattr(head, size)} must be above 0")
     if chosen and KINDS[head.name].owns_last_mlp and residual.parallel_tail:
         raise UserError(
             f"head_type={head.name} takes the last MLP out of the trunk, but with residual.parallel_tail="
@@ -197,19 +210,15 @@ def _fitted(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
     return max(MULTIPLE * round(wanted / MULTIPLE), MULTIPLE)
 
 
-def matrices(recipe: Recipe) -> dict[str, tuple[int, int]]:
+def matrices(recipe: Recipe) -> Shapes:
     """Name within the readout -> rows and columns, for every matrix that it learns; embeddings apart."""
-    head, dim, given = recipe.head_type, recipe.model.dim, sources(recipe)
-    if not given:
-        return {}
-    if isinstance(head, AddReluLinear):
-        return {f"linear.{source}": (dim, dim) for source in given}
-    if not isinstance(head, ConcatMLP | ConcatMLPNarrow):
-        return {}
+    head, given = recipe.head_type, sources(recipe)
+    shapes = readout_kind(recipe).maps(head, recipe.model.dim)
+    maps = {f"{name}.{source}": shape for name, shape in shapes.items() for source in given}
+    if not given or not isinstance(head, ConcatMLP | ConcatMLPNarrow):
+        return maps
     hidden = head.hidden or _fitted(head, len(given), recipe.model)
-    projections = {f"narrow.{source}": (_beside(head, dim), dim) for source in given}
-    kept = projections if isinstance(head, ConcatMLPNarrow) else {}
-    return kept | {"mlp.fc": (hidden, sum(slices(recipe))), "mlp.proj": (head_inputs(recipe), hidden)}
+    return maps | {"mlp.fc": (hidden, sum(slices(recipe))), "mlp.proj": (head_inputs(recipe), hidden)}
 
 
 def has_embedding(recipe: Recipe) -> bool:

@@ -35,33 +35,11 @@ class Rule:
 def initialise(model: nn.Module, seed: int, std: float = 0.0) -> None:
     """Set every parameter of `model`, wherever it lies, as after `to_empty`.
 
-    | parameter                | values                                                         |
-    |--------------------------|----------------------------------------------------------------|
-    | context.embed.*          | normal, mean 0, standard deviation 1                           |
-    | blocks.*.attention.qkv   | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
-    | blocks.*.attention.out   | 0                                                              |
-    | blocks.*.attention.gate  | 0: all heads count one half                                    |
-    | context.smear.gate       | 0                                                              |
-    | blocks.*.attention.q, kv | uniform in +-b, as above                                       |
-    | blocks.*.mlp.gate, up    | uniform in +-b, as above                                       |
-    | blocks.*.mlp.down        | 0                                                              |
-    | *norm.weight, head.scale | 1                                                              |
-    | gate.weight, gate.bias   | `gate_targets.init`, see there                                 |
-    | blocks.*.mlp.fc          | uniform in +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)               |
-    | blocks.*.mlp.proj        | 0                                                              |
-    | readout.embed.extra      | normal, mean 0, standard deviation 1                           |
-    | readout.linear.*         | uniform in +-b, as above                                       |
-    | readout.narrow.*         | uniform in +-b, as above                                       |
-    | readout.mlp.fc           | uniform in +-b, as above                                       |
-    | readout.mlp.proj         | 0                                                              |
-    | head.weight              | 0: the first loss is ln(vocabulary)                            |
-    | *.lambdas.weight         | `lambda_init`                                                  |
+    RULES below says to what: the medium track's values (reference record 15). With `std` (`model.init_std`) above 0 all
+    tables and matrices are normal instead, with mean 0 and this standard deviation (seed 004), but for those that are
+    `_neutral`. Drawn in float32, then cast: models of all precisions start from the same numbers.
 
-    (The medium track's values, reference record 15.) With `std` (`model.init_std`) above 0 all tables and matrices but
-    the two gates are normal, with mean 0 and this standard deviation instead (seed 004). Drawn in float32, then cast:
-    models of all precisions start from the same numbers.
-
-    Raises LookupError for a parameter that the table does not cover.
+    Raises LookupError for a parameter that RULES does not cover.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -92,10 +70,12 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 
 def _normal(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    """Mean 0, standard deviation 1."""
     return torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
 
 
 def _uniform(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    """In +-b, b = sqrt(3) * 0.5 / sqrt(fan_in)."""
     bound = math.sqrt(3) * 0.5 / math.sqrt(shape[-1])
     return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=source)
 
@@ -105,10 +85,12 @@ def _zeros(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tens
 
 
 def _neutral(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    """0 whatever `model.init_std`: where the mechanism is meant to start."""
     return _zeros(owner, shape, source)
 
 
 def _gate_weight(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    """As `gate_targets.init` says, like the bias."""
     assert isinstance(owner, SkipMiddle)
     return _normal(owner, shape, source) * (0.0 if owner.init == "zero" else 0.02)
 
@@ -123,6 +105,7 @@ def _ones(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tenso
 
 
 def _start(owner: nn.Module, shape: torch.Size, source: torch.Generator) -> Tensor:
+    """`lambda_init`."""
     assert isinstance(owner, Lambdas)
     # float64, so that a float64 model starts at 0.1 and not at the nearest float32
     return torch.tensor(list(owner.start.values()), dtype=torch.float64, device="cpu")
@@ -132,7 +115,7 @@ RULES: tuple[Rule, ...] = (
     Rule("context.embed.*", "embed", _normal),
     Rule("blocks.*.attention.qkv", "matrix", _uniform),
     Rule("blocks.*.attention.out", "matrix", _zeros),
-    Rule("blocks.*.attention.gate", "matrix", _neutral),
+    Rule("blocks.*.attention.gate", "matrix", _neutral),  # all heads count one half
     Rule("context.smear.gate", "matrix", _neutral),
     Rule("blocks.*.attention.q", "matrix", _uniform),
     Rule("blocks.*.attention.kv", "matrix", _uniform),
@@ -150,6 +133,7 @@ RULES: tuple[Rule, ...] = (
     Rule("readout.narrow.*", "matrix", _uniform),
     Rule("readout.mlp.fc", "matrix", _uniform),
     Rule("readout.mlp.proj", "matrix", _zeros),
-    Rule("head.weight", "head", _zeros),
+    Rule("head.weight", "head", _zeros),  # the first loss is ln(vocabulary)
     Rule("*.lambdas.weight", "scalar", _start),
 )
+"""Every parameter is covered by exactly one."""

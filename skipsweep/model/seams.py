@@ -50,6 +50,8 @@ class Context:
     layers: list[Layer]
     ids: Tensor | None = None
     """The tokens themselves (B, T), for mechanisms with embeddings of their own."""
+    sights: list[Any] = field(default_factory=list)
+    """Per layer, what its mask lets queries see, as an `attention.Sight`: for passes that look at some tokens only."""
     _scalars: dict[Lambdas, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
@@ -81,6 +83,10 @@ class Inject(nn.Module):
 
 class Gate(nn.Module):
     """How much of a block's change reaches the stream."""
+
+    skips: bool = False
+    """Whether, at evaluation, a token whose gate is 0 has no part in a block: neither does its own stream change there,
+    nor do others see its keys."""
 
     def forward(self, i: int, x: Tensor, gate_state: list[Tensor]) -> Tensor | None:
         """Factor (B, T, 1) on what block `i` adds; None: all of it, everywhere.

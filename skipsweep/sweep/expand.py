@@ -1,15 +1,15 @@
 """Overrides and an experiment's blocks -> points."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from skipsweep.config import Sweep
+from skipsweep.config import Config, Sweep
 from skipsweep.errors import UserError
-from skipsweep.sweep import grammar, shorthand
+from skipsweep.sweep import grammar, select, shorthand
 from skipsweep.sweep.grammar import Options
 from skipsweep.sweep.request import Point
 
@@ -40,8 +40,8 @@ def expand(overrides: Sequence[str], sweep: Sweep, options: Options) -> list[Poi
     """The points that the command line and the experiment's blocks ask for, repetitions included.
 
     Blocks are united; inside a block, and on the command line, several values make a grid in which the last key varies
-    fastest; seeds vary faster still. Raises UserError for what cannot be read, for a key that command line and block
-    both set, and for a sweep over experiments.
+    fastest; seeds vary faster still. Words whose meaning depends on the trunk are left for `spread`. Raises UserError
+    for what cannot be read, for a key that command line and block both set, and for a sweep over experiments.
     """
     command = _command_axes(overrides, options)
     seeds = _seeds(command.pop(SEEDS, None), sweep.seeds, options)
@@ -62,6 +62,23 @@ def _point(block: str | None, axes: list[Axis], choice: tuple[str, ...]) -> Poin
     seed = next((grammar.parse(text).value() for a, text in reversed(chosen) if a.key == "seed"), None)
     texts = tuple(shorthand.rewrite(text) for text in choice)
     return Point(block, texts, labels, seed if isinstance(seed, int) else None)
+
+
+def spread(point: Point, config: Config) -> list[Point]:
+    """The points that one stands for whose `skip_layers` is a word such as `each`; `config`: what it composes to, as
+    the trunk's depth says how many. Else the point alone. Raises UserError for a range that the trunk does not have."""
+    values = select.spread(config.skip_layers.layers, config.model.layers)
+    return [point] if values is None else [_with_layers(point, str(value)) for value in values]
+
+
+def _with_layers(point: Point, value: str) -> Point:
+    """The label is the value's, whether the word was typed as an axis or not."""
+    text, given = f"{shorthand.LEAF}={value}", f"{shorthand.LEAF}="
+    overrides = tuple(text if one.startswith(given) else one for one in point.overrides)
+    if text not in overrides:  # a choice of the group says it
+        overrides = (*overrides, text)
+    key = shorthand.LEAF if shorthand.LEAF in point.axes else shorthand.GROUP
+    return replace(point, overrides=overrides, axes={**point.axes, key: value})
 
 
 # ----------------------------------------------------------------------------------------------------- command line

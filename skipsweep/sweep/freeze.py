@@ -66,6 +66,7 @@ def _sweep_document(plan: Plan) -> dict[str, Any]:
         "name": plan.name,
         **{key: of_sweep(plan, key) for key in ("question", "source", "target", "may_differ", "published")},
         "baseline": plan.baseline,
+        "rankings": {**before.get("rankings", {}), **plan.rankings},
         "points": list(points.values()),
         "commands": [*before.get("commands", []), plan.command][-50:],
         "commit": provenance.commit(),

@@ -15,14 +15,14 @@ from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submit
 from skipsweep.status import observe, result
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep import show
+from skipsweep.sweep import report, show
 from skipsweep.sweep.estimate import Estimate, estimate, sizes
-from skipsweep.sweep.expand import expand
+from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.local import PREEMPTED, Pool
 from skipsweep.sweep.plan import Plan, Wanted
-from skipsweep.sweep.request import LaunchRequest
+from skipsweep.sweep.request import LaunchRequest, Point
 
 INTERRUPTED = 130
 
@@ -91,9 +91,17 @@ def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
     secrecy.check(request.command)
     points = expand(request.overrides, request.sweep, request.composer.options)
-    single = len(points) == 1 and not request.multirun and not request.sweep.arms
-    wanted = [Wanted(point.arm, request.config(point), point.overrides, tuple(point.axes)) for point in points]
+    wanted = [one for point in points for one in _wanted(point, request)]
+    single = len(wanted) == 1 and not request.multirun and not request.sweep.arms
     return planning.make(wanted, shlex.join(request.command), single)
+
+
+def _wanted(point: Point, request: LaunchRequest) -> list[Wanted]:
+    """A point with its configuration, or those that it stands for in a trunk of such a depth."""
+    config = request.config(point)
+    found = spread(point, config)
+    configs = [config] if found == [point] else map(request.config, found)
+    return [Wanted(one.arm, its, one.overrides, tuple(one.axes)) for one, its in zip(found, configs, strict=True)]
 
 
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
@@ -110,6 +118,8 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
     return {
         "sweep": plan.name,
         "baseline": plan.baseline,
+        "rankings": plan.rankings,
+        "notes": plan.notes,
         "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
@@ -180,6 +190,8 @@ def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
     else:
         show.arms(arms.of_sweep(plan.multirun, plan.name))
         show.place("sweep", plan.multirun.sweep(plan.name).path)
+        if request.sweep.report:
+            report.at_end(plan.multirun, plan.name)
     failed = [seen for seen in plan.observations.values() if seen.state == "failed"]
     if failed and plan.name is not None:
         show.console.print(show.runs(failed))

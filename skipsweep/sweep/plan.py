@@ -19,6 +19,7 @@ from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import identity, select
+from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
 
 
@@ -70,6 +71,10 @@ class Plan:
     command: str
     before: Mapping[str, Any] = field(default_factory=dict)
     """plan.json as an earlier launch of this sweep left it."""
+    rankings: Mapping[str, list[int]] = field(default_factory=dict)
+    """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know before this is launched, a line each."""
     observations: dict[str, Observation] = field(default_factory=dict)
 
     def to_run(self, retry: str) -> list[str]:
@@ -99,23 +104,25 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     _check_axes(wanted)
     first = wanted[0].config
     multirun = Multirun(resolve_folder(first.paths.multirun))
+    given = _given_name(first.sweep)
+    before = _before(multirun, given)
+    rankings = Rankings(multirun, before.get("rankings", {}))
     corpora: dict[Any, tuple[Data, Corpus]] = {}
     configs: dict[str, RunConfig] = {}
     points = []
-    for point in wanted:
+    for point in [_ranked(point, rankings) for point in wanted]:
         run = _resolve(point.config, corpora)
         name = identity.name(recipe_of(run))
         configs.setdefault(name, run)
         points.append(_point(point, run, name))
     points = _merge(points)
     sweep = first.sweep
-    name = None if single and sweep.name is None else _sweep_name(sweep, points, wanted)
-    plan = Plan(multirun, sweep, name, points, configs, None, command)
+    name = given or (None if single else _own_name(points, wanted))
+    if name != given:
+        before = _before(multirun, name)
+    plan = Plan(multirun, sweep, name, points, configs, None, command, before)
+    plan.rankings, plan.notes = rankings.used, rankings.notes
     with accessible(multirun):
-        if name is not None:
-            plan.before = files.read_json(multirun.sweep(name).plan) or {}
-            if plan.before.get("imported"):
-                raise UserError(f"sweep {name} was imported and cannot be launched; choose another sweep.name")
         plan.baseline = _baseline(plan)
         _check_runs(plan)
         check_extension(plan)
@@ -132,6 +139,27 @@ def accessible(multirun: Multirun) -> Iterator[None]:
     except OSError as problem:
         where = problem.filename or multirun.path
         raise UserError(f"cannot use {where}: {problem.strerror}; set paths.multirun to another folder") from problem
+
+
+def _before(multirun: Multirun, name: str | None) -> Mapping[str, Any]:
+    """plan.json of an earlier launch of this sweep; empty where there was none."""
+    if name is None:
+        return {}
+    with accessible(multirun):
+        before = files.read_json(multirun.sweep(name).plan) or {}
+    if before.get("imported"):
+        raise UserError(f"sweep {name} was imported and cannot be launched; choose another sweep.name")
+    return before
+
+
+def _ranked(point: Wanted, rankings: Rankings) -> Wanted:
+    """The point with its ranking written out, as one would type it too."""
+    ranking = rankings.of(point.config)
+    if ranking is None:
+        return point
+    method = replace(point.config.selection_method, ranking=ranking)
+    text = f"selection_method.ranking=[{','.join(map(str, ranking))}]"
+    return replace(point, config=replace(point.config, selection_method=method), overrides=(*point.overrides, text))
 
 
 def _check_axes(wanted: Sequence[Wanted]) -> None:
@@ -162,8 +190,7 @@ def _resolve(config: Config, corpora: dict[Any, tuple[Data, Corpus]]) -> RunConf
 
 def _point(wanted: Wanted, run: RunConfig, name: str) -> Point:
     config = wanted.config
-    asked = config.skip_layers.layers
-    tops = [item for item in (asked if isinstance(asked, list) else [asked]) if str(item).startswith("top")]
+    tops = select.tops(config.skip_layers.layers)
     order = select.ordering(config.selection_method, config.model.layers, config.seed) if tops else None
     sources = run.skip_layers.layers
     method = config.selection_method.name if tops else "given"
@@ -177,22 +204,22 @@ def _merge(points: list[Point]) -> list[Point]:
     return list({(*point.key, point.run): point for point in points}.values())
 
 
-def _sweep_name(sweep: Sweep, points: list[Point], wanted: Sequence[Wanted]) -> str:
-    """The given name, or a slug and a hash of the points.
-
-    Raises UserError for a name that would leave multirun/sweeps.
-    """
-    if sweep.name is not None:
-        if not names_a_folder(sweep.name):
-            raise UserError(
-                f"sweep.name={sweep.name!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,- , "
-                "beginning with a letter or digit"
-            )
-        return sweep.name
+def _own_name(points: list[Point], wanted: Sequence[Wanted]) -> str:
+    """A slug and a hash of the points."""
     keys = dict.fromkeys(key for point in wanted for key in point.axes)
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(keys))[:60].strip("-_")
     digest = identity.digest(sorted((*point.key, point.run) for point in points))
     return f"{slug or 'sweep'}-{digest}"
+
+
+def _given_name(sweep: Sweep) -> str | None:
+    """Raises UserError for a name that would leave multirun/sweeps."""
+    if sweep.name is not None and not names_a_folder(sweep.name):
+        raise UserError(
+            f"sweep.name={sweep.name!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,- , "
+            "beginning with a letter or digit"
+        )
+    return sweep.name
 
 
 def _baseline(plan: Plan) -> str | None:

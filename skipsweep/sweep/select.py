@@ -22,7 +22,13 @@ from skipsweep.model.heads import NAMED, Source
 TWO_THIRDS = "two_thirds"
 """The layer at two thirds of the depth: 11 of 16 in the medium track's record 15, 8 of 12 in the small track's."""
 
+EACH = "each"
+"""Every layer that can be a source, one arm each."""
+SPREADS = rf"{EACH}|top\d+\.\.top(?:\d+|N)"
+"""Pattern of the words that stand for several values of `skip_layers`; how many depends on the depth."""
+
 _TOP = re.compile(r"top(\d+)")
+_RANGE = re.compile(r"top(\d+)\.\.top(\d+|N)")
 
 
 def ordering(method: SelectionMethod, layers: int, seed: int) -> list[int]:
@@ -54,8 +60,8 @@ def _checked(ranking: list[int], layers: int, method: str) -> list[int]:
     key = "selection_method.ranking"
     if not ranking:
         raise UserError(
-            f"selection_method={method} needs a ranking, best layer first: {key}=[11,10,8] (or use early_to_late, "
-            "late_to_early, random)"
+            f"selection_method={method} needs a ranking, best layer first: {key}=[11,10,8], or {key}_from=SWEEP (or "
+            "use early_to_late, late_to_early, random)"
         )
     for layer in ranking:
         if not 0 <= layer < layers - 1:
@@ -63,6 +69,25 @@ def _checked(ranking: list[int], layers: int, method: str) -> list[int]:
     if len(set(ranking)) < len(ranking):
         raise UserError(f"{key}={ranking} names a layer twice")
     return list(ranking)
+
+
+def spread(value: Any, layers: int) -> list[int] | list[str] | None:
+    """What `each` (layers 0 to L - 2) or `topA..topB` (topA, .., topB; `topN` is all L - 1 layers) stands for in a
+    trunk of L = `layers`; None where `value` is no such word.
+
+    Raises UserError for a range that is empty or longer than the ordering.
+    """
+    if not isinstance(value, str) or layers < 2:
+        return None
+    if value == EACH:
+        return list(range(layers - 1))
+    found = _RANGE.fullmatch(value)
+    if not found:
+        return None
+    first, last = int(found[1]), layers - 1 if found[2] == "N" else int(found[2])
+    if not 1 <= first <= last < layers:
+        raise UserError(f"skip_layers={value}: a trunk of {layers} layers has top1 to top{layers - 1}, lowest first")
+    return [f"top{n}" for n in range(first, last + 1)]
 
 
 def sources(value: Any, method: SelectionMethod, layers: int, seed: int) -> list[Source]:
@@ -78,6 +103,11 @@ def sources(value: Any, method: SelectionMethod, layers: int, seed: int) -> list
         if chosen.count(source) > 1:
             raise UserError(f"skip_layers={_show(value)} names {source} twice")
     return chosen
+
+
+def tops(value: Any) -> list[str]:
+    """Those items of `skip_layers.layers` that take layers from the ordering."""
+    return [item for item in _items(value) if isinstance(item, str) and _TOP.fullmatch(item)]
 
 
 def _items(value: Any) -> list[Any]:

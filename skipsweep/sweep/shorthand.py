@@ -16,8 +16,8 @@ from skipsweep.sweep import grammar, select
 GROUP = "skip_layers"
 LEAF = "skip_layers.layers"
 _PREFIX = f"{GROUP}="
-_WORD = re.compile(rf"none|{'|'.join(heads.NAMED)}|{select.TWO_THIRDS}|top\d+|[+-]?\d+")
-FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input, extra"
+_WORD = re.compile(rf"none|{'|'.join(heads.NAMED)}|{select.TWO_THIRDS}|top\d+|{select.SPREADS}|[+-]?\d+")
+FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input, extra, {select.EACH}, topA..topB"
 """What skip_layers takes besides the group's choices."""
 
 

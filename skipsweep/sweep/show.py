@@ -68,6 +68,8 @@ def plan(made: Plan, todo: Sequence[str], expected: Estimate | None) -> None:
     console.print(shown)
     if len(made.points) > MAX_ROWS:
         console.print(f"... and {len(made.points) - MAX_ROWS} more points")
+    for note in made.notes:
+        console.print(note, soft_wrap=True)
     console.print(summary(made, todo, expected))
 
 

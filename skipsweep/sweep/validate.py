@@ -182,12 +182,27 @@ def _compute(config: RunConfig) -> None:
         )
     if compute.tune_kernels and not compute.compile:
         raise UserError("compute.tune_kernels=true tunes what is compiled; valid: with compute.compile=true")
+    _skip(config)
     processes = world_size(compute)
     sequences = config.data.batch_tokens // config.data.seq_len
     if sequences % processes:
         raise UserError(
             f"{processes} processes cannot share a batch of {sequences} sequences "
             f"(data.batch_tokens={config.data.batch_tokens}, data.seq_len={config.data.seq_len}) evenly"
+        )
+
+
+def _skip(config: RunConfig) -> None:
+    """Only what no open token looks at can be left out."""
+    gates = config.gate_targets
+    if not config.compute.skip:
+        return
+    if not isinstance(gates, Gated):
+        raise UserError(f"compute.skip=true needs gates, but gate_targets={gates.name}; valid: false, or e.g. free")
+    if gates.attention != "keys":
+        raise UserError(
+            f"compute.skip=true leaves out closed keys, but with gate_targets.attention={gates.attention} open tokens "
+            "look at them; valid: false, or gate_targets.attention=keys"
         )
 
 

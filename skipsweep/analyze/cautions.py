@@ -1,0 +1,142 @@
+"""What a reader has to know before believing a report: everything that makes its comparison less than it seems."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from skipsweep.analyze.comparison import Arm, Comparison
+from skipsweep.analyze.evidence import Evidence, Run
+
+MOST_NAMED = 5
+
+
+def of(evidence: Evidence, compared: Comparison) -> list[str]:
+    """All warnings that apply, the gravest first."""
+    found = [rule(evidence, compared) for rule in RULES]
+    return [text for text in found if text is not None]
+
+
+def unfinished(evidence: Evidence, compared: Comparison) -> str | None:
+    open_ = [run.name for run in evidence.runs.values() if run.outcome != "done"]
+    if not open_:
+        return None
+    few = [
+        f"{arm.name} ({len(arm.losses)}/{len(arm.runs)})"
+        for arm in compared.arms.values()
+        if len(arm.losses) < len(arm.runs)
+    ]
+    return f"{len(open_)} of {len(evidence.runs)} runs have no result; these arms stand on fewer runs: {named(few)}"
+
+
+def no_baseline(evidence: Evidence, compared: Comparison) -> str | None:
+    if compared.baseline is None:
+        return "no arm is the baseline, so nothing is compared; choose one with --baseline"
+    if not compared.baseline.losses:
+        return f"the baseline {compared.baseline.name} has no finished run, so nothing is compared yet"
+    return None
+
+
+def confounded(evidence: Evidence, compared: Comparison) -> str | None:
+    arms = [f"{arm} ({', '.join(map(str, keys))})" for arm, keys in evidence.confounds.items() if keys]
+    if not arms:
+        return None
+    return f"arms that differ from the baseline in more than the question, so that cause stays open: {named(arms)}"
+
+
+def shared_runs(evidence: Evidence, compared: Comparison) -> str | None:
+    arms = [f"{arm.name} (with {arm.shares})" for arm in compared.arms.values() if arm.shares]
+    if not arms:
+        return None
+    return f"arms that share runs are not independent and are left out of the test: {named(arms)}"
+
+
+def single_seed(evidence: Evidence, compared: Comparison) -> str | None:
+    arms = [arm.name for arm in compared.arms.values() if len(arm.losses) == 1]
+    if not arms:
+        return None
+    return f"arms with a single finished run, whose spread is assumed to be that of the others: {named(arms)}"
+
+
+def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
+    arms = [arm.name for arm in compared.arms.values() if arm.summary is not None and arm.summary.sd == 0]
+    if not arms:
+        return None
+    return f"runs of an arm ended with the very same loss, as repetitions of one seed do; no spread: {named(arms)}"
+
+
+def other_steps(evidence: Evidence, compared: Comparison) -> str | None:
+    if compared.baseline is None:
+        return None
+    base = _steps(compared.baseline)
+    arms = [
+        f"{arm.name} ({', '.join(map(str, sorted(own)))})"
+        for arm in compared.arms.values()
+        if base and (own := _steps(arm)) and own != base
+    ]
+    if not arms:
+        return None
+    return f"the baseline ran {', '.join(map(str, sorted(base)))} steps, these arms others: {named(arms)}"
+
+
+def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
+    if compared.family < 3 or any(arm.differs for arm in compared.arms.values()):
+        return None
+    return (
+        f"the best of {compared.family} arms looks better than it is: its loss is the luckiest of many; "
+        "run it again with other seeds before believing it"
+    )
+
+
+def several_environments(evidence: Evidence, compared: Comparison) -> str | None:
+    kinds: tuple[tuple[str, Callable[[Run], Iterable[object]]], ...] = (
+        ("hosts", lambda run: run.env.hosts),
+        ("kinds of GPU", lambda run: run.env.gpus),
+        ("versions of torch", lambda run: run.env.torch),
+        ("numbers of processes", lambda run: run.env.world_sizes),
+        ("versions of the code", lambda run: run.env.codes),
+        ("versions of the numerics", lambda run: [v for v in [run.env.results_version] if v is not None]),
+    )
+    found = []
+    for what, of_run in kinds:
+        values = sorted({str(value) for run in evidence.runs.values() for value in of_run(run)})
+        if len(values) > 1:
+            found.append(f"{len(values)} {what} ({named([value[:20] for value in values])})")
+    return f"runs were made with {'; '.join(found)}" if found else None
+
+
+def time_across_machines(evidence: Evidence, compared: Comparison) -> str | None:
+    machines = {(run.env.hosts, run.env.gpus) for run in evidence.runs.values() if run.env.hosts}
+    if len(machines) < 2:
+        return None
+    return "training times come from several machines: differences in time compare machines as well as arms"
+
+
+def imported(evidence: Evidence, compared: Comparison) -> str | None:
+    count = sum(run.imported for run in evidence.runs.values())
+    if not count:
+        return None
+    return f"{count} of {len(evidence.runs)} runs were imported from logs: settings and seeds are not known"
+
+
+RULES = (
+    unfinished,
+    no_baseline,
+    confounded,
+    other_steps,
+    shared_runs,
+    single_seed,
+    no_spread,
+    best_of_many,
+    several_environments,
+    time_across_machines,
+    imported,
+)
+
+
+def _steps(arm: Arm) -> set[int]:
+    """How many steps its finished runs had."""
+    return {run.result["steps"] for run in arm.runs if run.result and isinstance(run.result.get("steps"), int)}
+
+
+def named(items: Sequence[str]) -> str:
+    """The first few of a list."""
+    more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
+    return ", ".join(items[:MOST_NAMED]) + more

@@ -1,0 +1,308 @@
+"""Statistics of final losses: intervals, comparisons of arms with a baseline, tests against a target, power.
+
+Pure functions over plain numbers; whoever plans must not import this (scipy takes a second to load). What cannot be
+computed - a test without a degree of freedom, runs without any spread - is None, never 0.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean
+
+import numpy as np
+from scipy import special
+
+ALPHA = 0.05
+"""Level of comparisons with the baseline, over all arms together."""
+TARGET_ALPHA = 0.01
+"""Level of the test against the target: the speedrun's rule."""
+UNEQUAL_VARIANCES = 0.01
+"""Below this p-value of the Brown-Forsythe test, arms are not given one standard deviation. Fixed here, and decided by
+the spreads alone, before any mean is looked at."""
+POWER = 0.8
+MOST_SEEDS = 10_000
+"""More seeds than this are not counted: nobody will run them."""
+_TINY = 1e-12
+"""A spread below this part of the mean is the rounding of equal numbers."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What n values say of their mean."""
+
+    n: int
+    mean: float
+    sd: float | None
+    """Of a sample (n - 1); None below two values."""
+    low: float | None
+    high: float | None
+    """95 % t interval of the mean."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One arm against the baseline."""
+
+    method: str
+    """`dunnett`, `welch` (Holm's correction) or `paired` (Holm's)."""
+    difference: float
+    """Arm minus baseline, in the units of the values."""
+    low: float | None
+    high: float | None
+    """95 % interval of the difference; of all arms together where the method is Dunnett's, else of this arm alone."""
+    p: float | None
+    """Two-sided, corrected for the number of arms. None where it cannot be computed."""
+    sd: float | None
+    """The standard deviation of a run that the test went by (of a pair's difference, where paired)."""
+
+
+def summary(values: Sequence[float]) -> Summary | None:
+    """n, mean, sd and t interval; None of nothing."""
+    if not values:
+        return None
+    spread = sd(values)
+    half = None if spread is None else t_quantile(1 - ALPHA / 2, len(values) - 1) * spread / math.sqrt(len(values))
+    mean = fmean(values)
+    return Summary(
+        len(values), mean, spread, None if half is None else mean - half, None if half is None else mean + half
+    )
+
+
+def sd(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample; None below two values; exactly 0 of values that are equal but for rounding."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)
+    found = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return 0.0 if found <= _TINY * abs(mean) else found
+
+
+def t_quantile(p: float, df: float) -> float:
+    """Quantile of Student's distribution."""
+    return float(special.stdtrit(df, p))
+
+
+def below_target(values: Sequence[float], target: float) -> float | None:
+    """p of the one-sided t-test that the mean lies below `target`: the speedrun's rule asks for p < 0.01.
+
+    `scipy.stats.ttest_1samp(values, target, alternative="less")`; None below two values or without a spread.
+    """
+    spread = sd(values)
+    if not spread:
+        return None
+    t = (fmean(values) - target) / (spread / math.sqrt(len(values)))
+    return float(special.stdtr(len(values) - 1, t))
+
+
+# ----------------------------------------------------------------------------------------------- against the baseline
+
+
+def compare(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[str, Test]:
+    """Every arm with values against the baseline's: Dunnett's test on the pooled sd, or Welch's with Holm's correction
+    where `variances_differ`. Arms must not share runs, with the baseline or with each other."""
+    arms = {arm: values for arm, values in arms.items() if values}
+    if not base or not arms:
+        return {}
+    if variances_differ([base, *arms.values()]):
+        return _welch(base, arms)
+    return _dunnett(base, arms)
+
+
+def brown_forsythe(groups: Sequence[Sequence[float]]) -> float | None:
+    """p that groups have one variance: analysis of variance of the distances to each group's median.
+
+    Groups of less than three values say nothing of a spread and are left out; None with less than two others.
+    """
+    away = [np.abs(np.asarray(g) - np.median(g)) for g in groups if len(g) > 2]
+    if len(away) < 2:
+        return None
+    n, k = sum(map(len, away)), len(away)
+    centre = np.concatenate(away).mean()
+    between = sum(len(a) * (a.mean() - centre) ** 2 for a in away) / (k - 1)
+    within = sum(((a - a.mean()) ** 2).sum() for a in away) / (n - k)
+    if within <= (_TINY * max(abs(v) for g in groups for v in g)) ** 2:
+        return None
+    return float(special.fdtrc(k - 1, n - k, between / within))
+
+
+def variances_differ(groups: Sequence[Sequence[float]]) -> bool:
+    """The rule that chooses between Dunnett and Welch: Brown and Forsythe's p < 0.01."""
+    p = brown_forsythe(groups)
+    return p is not None and p < UNEQUAL_VARIANCES
+
+
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """(sd within groups, its degrees of freedom); None where no group has two values. A group of one adds nothing."""
+    df = sum(len(g) - 1 for g in groups if g)
+    if df < 1:
+        return None
+    squares = math.fsum((len(g) - 1) * s * s for g in groups if (s := sd(g)) is not None)
+    return math.sqrt(squares / df), df
+
+
+def _dunnett(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[str, Test]:
+    pooled = pooled_sd([base, *arms.values()])
+    differences = {arm: fmean(values) - fmean(base) for arm, values in arms.items()}
+    if pooled is None or pooled[0] == 0:
+        return {arm: Test("dunnett", d, None, None, None, pooled and pooled[0]) for arm, d in differences.items()}
+    spread, df = pooled
+    family = Dunnett(len(base), tuple(len(values) for values in arms.values()), df)
+    wide = family.critical(ALPHA)
+    found = {}
+    for arm, difference in differences.items():
+        error = spread * math.sqrt(1 / len(base) + 1 / len(arms[arm]))
+        p = family.p(abs(difference) / error)
+        found[arm] = Test("dunnett", difference, difference - wide * error, difference + wide * error, p, spread)
+    return found
+
+
+def _welch(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[str, Test]:
+    single = {arm: _welch_one(base, values) for arm, values in arms.items()}
+    return _with_holm("welch", single)
+
+
+_One = tuple[float, float | None, float | None, float | None, float | None]
+"""difference, low, high, p before correction, sd"""
+
+
+def _welch_one(base: Sequence[float], values: Sequence[float]) -> _One:
+    difference = fmean(values) - fmean(base)
+    a, b = sd(values), sd(base)
+    if a is None or b is None or a + b == 0:
+        return difference, None, None, None, None
+    parts = a * a / len(values), b * b / len(base)
+    error = math.sqrt(sum(parts))
+    df = sum(parts) ** 2 / (parts[0] ** 2 / (len(values) - 1) + parts[1] ** 2 / (len(base) - 1))
+    half = t_quantile(1 - ALPHA / 2, df) * error
+    p = 2 * float(special.stdtr(df, -abs(difference) / error))
+    return difference, difference - half, difference + half, p, math.sqrt((a * a + b * b) / 2)
+
+
+def paired(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Test]:
+    """Arm -> (baseline's value, arm's value) of equal seeds: t-test of the differences, Holm's correction."""
+    return _with_holm("paired", {arm: _paired_one(both) for arm, both in pairs.items() if both})
+
+
+def _paired_one(pairs: Sequence[tuple[float, float]]) -> _One:
+    differences = [own - base for base, own in pairs]
+    mean, size = fmean(differences), max(abs(v) for pair in pairs for v in pair)
+    spread = sd(differences)
+    if not spread or spread <= _TINY * size:
+        return mean, None, None, None, spread
+    error = spread / math.sqrt(len(differences))
+    half = t_quantile(1 - ALPHA / 2, len(differences) - 1) * error
+    p = 2 * float(special.stdtr(len(differences) - 1, -abs(mean) / error))
+    return mean, mean - half, mean + half, p, spread
+
+
+def _with_holm(method: str, single: Mapping[str, _One]) -> dict[str, Test]:
+    known = [arm for arm, one in single.items() if one[3] is not None]
+    corrected = dict(zip(known, holm([p for arm in known if (p := single[arm][3]) is not None]), strict=True))
+    return {arm: Test(method, d, low, high, corrected.get(arm), s) for arm, (d, low, high, _, s) in single.items()}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction."""
+    found, worst = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        found[i] = worst
+    return found
+
+
+class Dunnett:
+    """The distribution of the largest |t| when several arms are compared with one baseline (Dunnett, 1955).
+
+    The t's are correlated because they share the baseline and the pooled sd. Given both, they are independent: what
+    remains is an integral over two numbers, done on a grid. Exact to about 1e-8, without scipy's random sampling.
+    """
+
+    def __init__(self, base: int, arms: tuple[int, ...], df: int) -> None:
+        """`base`, `arms`: numbers of runs; `df`: degrees of freedom of the pooled sd."""
+        self._sizes = tuple(sorted(arms))
+        self._base, self._df = base, df
+
+    def p(self, t: float) -> float:
+        """Probability that no true difference gives a |t| this large in any arm."""
+        return _largest_beyond(self._base, self._sizes, self._df, abs(t))
+
+    def critical(self, alpha: float) -> float:
+        """The |t| that is exceeded with probability `alpha`: half a simultaneous interval, in standard errors."""
+        return _critical(self._base, self._sizes, self._df, alpha)
+
+
+@lru_cache(maxsize=256)
+def _critical(base: int, sizes: tuple[int, ...], df: int, alpha: float) -> float:
+    low, high = t_quantile(1 - alpha / 2, df), t_quantile(1 - alpha / (2 * len(sizes)), df)
+    if len(sizes) == 1:
+        return low
+    for _ in range(28):  # between a single test's and Bonferroni's
+        middle = (low + high) / 2
+        low, high = (middle, high) if _largest_beyond(base, sizes, df, middle) > alpha else (low, middle)
+    return (low + high) / 2
+
+
+def _largest_beyond(base: int, sizes: tuple[int, ...], df: int, t: float) -> float:
+    if len(sizes) == 1:
+        return 2 * float(special.stdtr(df, -t))
+    z, of_z, s, of_s = _grid(df)
+    within = np.ones((len(s), len(z)))
+    for size in sorted(set(sizes)):
+        shared = math.sqrt(size / (size + base))  # correlation of two arms' t is the product of theirs
+        own = math.sqrt(base / (size + base))
+        above, below = (shared * z + t * s[:, None]) / own, (shared * z - t * s[:, None]) / own
+        within *= (special.ndtr(above) - special.ndtr(below)) ** sizes.count(size)
+    return float(min(1.0, max(0.0, of_s @ (1 - within) @ of_z)))
+
+
+@lru_cache(maxsize=64)
+def _grid(df: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Values and weights of the baseline's error z and of s = sd / true sd, on a logarithmic scale: equal steps over
+    smooth functions that vanish at both ends converge exponentially."""
+    z = np.linspace(-9.0, 9.0, 241)
+    of_z = np.exp(-z * z / 2)
+    low, high = (0.5 * math.log(special.chdtri(df, q) / df) for q in (1 - 1e-15, 1e-16))
+    y = np.linspace(low, high, 241)
+    density = df * y - df * np.exp(2 * y) / 2
+    of_s = np.exp(density - density.max())
+    return z, of_z / of_z.sum(), np.exp(y), of_s / of_s.sum()
+
+
+# --------------------------------------------------------------------------------------------------------------- power
+
+
+def power(difference: float, spread: float, n: float, alpha: float = ALPHA) -> float:
+    """Probability that a two-sided t-test of two arms of `n` runs finds a true `difference` at `alpha`."""
+    df = 2 * n - 2
+    shift = abs(difference) / spread * math.sqrt(n / 2)
+    t = t_quantile(1 - alpha / 2, df)
+    return float(1 - special.nctdtr(df, shift, t) + special.nctdtr(df, shift, -t))
+
+
+def detectable(spread: float, n: int, alpha: float = ALPHA) -> float | None:
+    """The smallest true difference that two arms of `n` runs tell apart with a probability of 80 %; None below two."""
+    if n < 2:
+        return None
+    low, high = 0.0, 1.0
+    while power(high, 1.0, n, alpha) < POWER:
+        high *= 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle, 1.0, n, alpha) < POWER else (low, middle)
+    return spread * high
+
+
+def seeds_for(difference: float, spread: float, alpha: float = ALPHA) -> int | None:
+    """Runs per arm that tell a true `difference` with a probability of 80 %; None above `MOST_SEEDS`."""
+    if difference == 0:
+        return None
+    low, high = 1, 2
+    while power(difference, spread, high, alpha) < POWER:
+        low, high = high, 2 * high
+        if low > MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if power(difference, spread, middle, alpha) < POWER else (low, middle)
+    return high if high <= MOST_SEEDS else None

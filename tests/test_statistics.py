@@ -1,0 +1,191 @@
+"""Statistics of final losses against scipy, statsmodels, published figures and cases made by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower
+
+from skipsweep.analyze import statistics
+
+RECORD = [2.919485, 2.918384, 2.918878, 2.918476, 2.920099, 2.919609, 2.918705, 2.91872, 2.919772, 2.918594, 2.917798,
+          2.919295, 2.920676, 2.919743, 2.920052, 2.919843, 2.920081, 2.919675, 2.919486, 2.919177,
+          2.919529, 2.919678]  # fmt: skip
+"""Seed 000: final losses of the layer-11 record."""
+RECORD_TIMES = [1384.256, 1384.324, 1384.185, 1383.412, 1392.184, 1392.305, 1383.552, 1383.785, 1383.811, 1383.785,
+                1383.434, 1383.753, 1383.082, 1383.284, 1383.827, 1385.682, 1383.579, 1383.422, 1383.467, 1385.108,
+                1383.398, 1384.058]  # fmt: skip
+SMALL = [3.278, 3.2777, 3.2799, 3.2783, 3.2784, 3.28, 3.2787, 3.278, 3.2797, 3.2804]
+"""Seed 002."""
+
+
+def draws(*sizes: int, seed: int = 0, sds: tuple[float, ...] | None = None) -> list[list[float]]:
+    generator = np.random.default_rng(seed)
+    return [(3.0 + (sds[i] if sds else 1.0) * generator.normal(size=n)).tolist() for i, n in enumerate(sizes)]
+
+
+# ------------------------------------------------------------------------------------------------------ published ones
+
+
+def test_the_seeds_own_figures_digit_by_digit() -> None:
+    found = statistics.summary(RECORD)
+    assert found is not None
+    assert found.sd is not None
+    assert f"{found.mean:.4f}" == "2.9194"
+    assert f"{found.sd:.5f}" == "0.00069"
+    assert f"{statistics.below_target(RECORD, 2.92):.7f}" == "0.0001256"
+    times = statistics.summary(RECORD_TIMES)
+    assert times is not None
+    assert f"{times.mean:.4f} {times.sd:.4f}" == "1384.6224 2.5382"
+    assert f"p={statistics.below_target(SMALL, 3.28):.4f}" == "p=0.0034"
+    small = statistics.summary(SMALL)
+    assert small is not None
+    assert f"{small.sd:.4f} {small.mean:.4f}" == "0.0010 3.2789"
+
+
+def test_the_target_is_tested_as_scipy_does() -> None:
+    for losses, target in ((RECORD, 2.92), (SMALL, 3.28), ([1.0, 2.0], 0.5)):
+        expected = stats.ttest_1samp(losses, target, alternative="less").pvalue
+        assert statistics.below_target(losses, target) == pytest.approx(expected, rel=1e-12)
+
+
+# ----------------------------------------------------------------------------------------------------------- summaries
+
+
+def test_a_summary_made_by_hand() -> None:
+    found = statistics.summary([1.0, 2.0, 3.0])
+    half = 4.302652729749462 / math.sqrt(3)  # t quantile of 2 degrees of freedom
+    assert found == statistics.Summary(3, 2.0, 1.0, pytest.approx(2 - half), pytest.approx(2 + half))
+    assert statistics.summary([2.5]) == statistics.Summary(1, 2.5, None, None, None)
+    assert statistics.summary([]) is None
+
+
+def test_equal_values_have_no_spread_and_prove_nothing() -> None:
+    equal = [0.1 + 0.2, 0.3, 0.3]  # equal but for rounding
+    assert statistics.sd(equal) == 0.0
+    assert statistics.below_target(equal, 5.0) is None
+    assert statistics.below_target([1.0], 5.0) is None
+    test = statistics.compare(equal, {"arm": [0.2, 0.2]})["arm"]
+    assert (test.difference, test.p, test.low) == (pytest.approx(-0.1), None, None)
+    assert statistics.paired({"arm": [(1.0, 1.5), (2.0, 2.5)]})["arm"].p is None
+
+
+# ------------------------------------------------------------------------------------------------------------- dunnett
+
+
+@pytest.mark.parametrize("sizes", [(5, 3, 4, 5, 8), (3, 3), (10, 2, 2), (2, 3, 6)], ids=str)
+def test_dunnett_is_scipys(sizes: tuple[int, ...]) -> None:
+    base, *arms = draws(*sizes, seed=sum(sizes))
+    arms = [[v + 0.7 * i for v in arm] for i, arm in enumerate(arms)]
+    ours = statistics.compare(base, {str(i): arm for i, arm in enumerate(arms)})
+    theirs = stats.dunnett(*arms, control=base, rng=np.random.default_rng(0))
+    interval = theirs.confidence_interval()
+    for i, test in enumerate(ours.values()):
+        assert test.method == "dunnett"
+        assert test.p == pytest.approx(theirs.pvalue[i], abs=2e-4)  # theirs is sampled
+        assert test.low == pytest.approx(interval.low[i], abs=5e-3)
+        assert test.high == pytest.approx(interval.high[i], abs=5e-3)
+
+
+@pytest.mark.parametrize(("base", "arms", "df"), [(4, (4, 4), 6), (3, (1, 9), 2), (2, (5, 5, 1), 40)], ids=str)
+def test_a_critical_value_leaves_five_per_cent_outside(base: int, arms: tuple[int, ...], df: int) -> None:
+    """Against scipy's multivariate t, integrated over the cube, with the correlations written out."""
+    critical = statistics.Dunnett(base, arms, df).critical(0.05)
+    roots = np.sqrt([n / (n + base) for n in arms])
+    shape = np.outer(roots, roots) + np.diag(1 - roots**2)
+    edge = np.full(len(arms), critical)
+    inside = stats.multivariate_t.cdf(edge, shape=shape, df=df, lower_limit=-edge, random_state=0)
+    assert inside == pytest.approx(0.95, abs=2e-4)
+
+
+def test_an_arm_of_one_run_is_judged_by_the_spread_of_the_others() -> None:
+    """n = 1 adds nothing to the pooled sd, but can be compared: by hand, with one arm Dunnett's test is Student's."""
+    base = [1.0, 2.0, 3.0]
+    test = statistics.compare(base, {"one": [5.0]})["one"]
+    t = 3.0 / (1.0 * math.sqrt(1 / 3 + 1))
+    assert test.p == pytest.approx(2 * stats.t.sf(t, 2), rel=1e-12)
+    assert test.sd == 1.0
+    alone = statistics.compare([1.0], {"one": [5.0]})["one"]  # nobody has a spread
+    assert (alone.difference, alone.p, alone.sd) == (4.0, None, None)
+
+
+def test_one_arm_of_equal_runs_beside_others_with_a_spread() -> None:
+    tests = statistics.compare([1.0, 2.0], {"equal": [3.0, 3.0], "other": [1.0, 1.5]})
+    assert tests["equal"].sd == pytest.approx(math.sqrt((0.5 + 0 + 0.125) / 3))
+    assert tests["equal"].p is not None
+
+
+def test_nothing_to_compare() -> None:
+    assert statistics.compare([], {"a": [1.0, 2.0]}) == {}
+    assert statistics.compare([1.0, 2.0], {"a": []}) == {}
+
+
+# ------------------------------------------------------------------------------------------------ welch, holm, paired
+
+
+def test_brown_forsythe_is_scipys() -> None:
+    groups = draws(5, 6, 7, sds=(1.0, 2.0, 5.0))
+    assert statistics.brown_forsythe(groups) == pytest.approx(stats.levene(*groups, center="median").pvalue, rel=1e-10)
+    assert statistics.brown_forsythe([*groups, [1.0, 900.0]]) == statistics.brown_forsythe(groups)  # two say nothing
+    assert statistics.brown_forsythe([[1.0, 2.0, 3.0]]) is None
+    assert statistics.brown_forsythe([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]) is None
+
+
+def test_arms_that_clearly_spread_otherwise_are_tested_by_welch_with_holm() -> None:
+    base, *arms = draws(12, 12, 12, 2, seed=3, sds=(0.1, 3.0, 0.1, 0.1))
+    assert statistics.variances_differ([base, *arms])
+    tests = statistics.compare(base, {str(i): [v + i for v in arm] for i, arm in enumerate(arms)})
+    raw = [stats.ttest_ind([v + i for v in arm], base, equal_var=False) for i, arm in enumerate(arms)]
+    corrected = multipletests([one.pvalue for one in raw], method="holm")[1]
+    for test, expected, one in zip(tests.values(), corrected, raw, strict=True):
+        assert test.method == "welch"
+        assert test.p == pytest.approx(expected, rel=1e-9)
+        interval = one.confidence_interval()
+        assert (test.low, test.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_which_test_is_chosen_does_not_depend_on_the_means() -> None:
+    groups = draws(8, 8, 8, sds=(1.0, 1.2, 4.0))
+    moved = [[v + 100.0 * i for v in group] for i, group in enumerate(groups)]
+    assert statistics.brown_forsythe(moved) == pytest.approx(statistics.brown_forsythe(groups))
+
+
+def test_holm_is_statsmodels() -> None:
+    p = [0.04, 0.001, 0.03, 0.9, 0.012]
+    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+
+
+def test_pairs_are_scipys() -> None:
+    base, arm = draws(6, 6)
+    test = statistics.paired({"a": list(zip(base, arm, strict=True)), "none": []})["a"]
+    assert test.p == pytest.approx(stats.ttest_rel(arm, base).pvalue, rel=1e-10)
+    assert test.difference == pytest.approx(np.mean(arm) - np.mean(base))
+    assert test.method == "paired"
+
+
+# --------------------------------------------------------------------------------------------------------------- power
+
+
+@pytest.mark.parametrize(("n", "difference", "alpha"), [(2, 4.0, 0.05), (5, 1.5, 0.05), (20, 0.6, 0.01)])
+def test_power_is_statsmodels(n: int, difference: float, alpha: float) -> None:
+    expected = TTestIndPower().power(difference, n, alpha)
+    assert statistics.power(2 * difference, 2.0, n, alpha) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_seeds_detect_and_how_many_are_needed_agree() -> None:
+    expected = TTestIndPower().solve_power(effect_size=0.9, alpha=0.05, power=0.8)
+    assert statistics.seeds_for(0.9 * 0.0007, 0.0007) == math.ceil(expected)
+    for n in (2, 3, 7, 40):
+        found = statistics.detectable(0.0007, n)
+        assert found is not None
+        assert statistics.power(found, 0.0007, n) == pytest.approx(0.8, abs=1e-6)
+        assert statistics.seeds_for(found * 1.0001, 0.0007) == n
+
+
+def test_power_at_its_ends() -> None:
+    assert statistics.detectable(1.0, 1) is None
+    assert statistics.seeds_for(0.0, 1.0) is None
+    assert statistics.seeds_for(1e-9, 1.0) is None
+    assert statistics.seeds_for(50.0, 1.0) == 2
