@@ -171,7 +171,7 @@ def test_every_experiment_is_planned_and_its_first_arm_trained(
     assert made.baseline in made.arms()
     assert len({(point.key, point.run) for point in made.points}) == len(made.points)
     for points in made.arms().values():
-        check_size(made.configs[points[0].run])
+        check_size(made.configs[points[0].run])  # seeds and replicates have the same parameters
     check_trains(shrunk(made.configs[made.points[0].run]))
 
 
