@@ -198,7 +198,7 @@ def test_compiled_with_flex_attention_losses_are_those_of_scaled_dot_product_att
 
 def test_kernels_are_tuned_where_that_is_asked_for() -> None:
     """For this process: one that tunes no longer says so too."""
-    import torch._inductor.config as inductor
+    from torch._inductor import config as inductor
 
     with inductor.patch(coordinate_descent_tuning=False):
         for tune in (True, False):

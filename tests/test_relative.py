@@ -20,7 +20,7 @@ def lengths(schedule: Schedule, **factors: Any) -> tuple[int, int, int]:
     return found.schedule.steps, found.schedule.horizon, found.schedule.window_horizon
 
 
-def trapezoid(steps: int, **horizons: int) -> Schedule:
+def trapezoid(steps: int, **horizons: Any) -> Schedule:
     return Trapezoid(steps=steps, cooldown=0.5, final=0.1, **horizons)
 
 

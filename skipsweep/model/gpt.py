@@ -141,12 +141,12 @@ def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[nn.
 
 def _prepare_compiler(tune: bool) -> None:
     import torch._dynamo  # takes seconds, which runs that compile nothing do without
-    import torch._inductor.config
+    from torch._inductor import config as inductor
 
     # Three kinds of block and four or more of sums, in training and in validation, for every arm of a process. Beyond
     # the limit (8 as torch has it) a graph runs uncompiled, with no more than a line in the log.
     torch._dynamo.config.recompile_limit = 64
-    torch._inductor.config.coordinate_descent_tuning = tune
+    inductor.coordinate_descent_tuning = tune
     keep_visible_out_of_graphs()
 
 
