@@ -606,6 +606,9 @@ class Compute:
     most 65,536 tokens of it."""
     compile: bool = False
     """torch.compile blocks, loss and optimiser; all layers and arms share what was compiled."""
+    tune_kernels: bool = False
+    """With `compile`: try out block sizes for every GPU kernel (torch's coordinate_descent_tuning), which takes minutes
+    more of compiling."""
     skip: bool = False
     """With gates, validate by computing in every block only the tokens that it does not skip. Losses are the same up to
     rounding."""
@@ -663,6 +666,19 @@ class Paths:
     """Runs and sweeps."""
     data: str | None = None
     """Tokenised corpora; null: $SKIPSWEEP_DATA, else ~/.cache/skipsweep."""
+
+
+@dataclass
+class Relative:
+    """Factors on the schedule's lengths, worked out when planning: "one percent fewer steps" at any scale. A warm-up
+    keeps its steps."""
+
+    steps: float = 1.0
+    """On `schedule.steps`, and on horizons that have no factor of their own."""
+    horizon: float | None = None
+    """On `schedule.horizon`, or `schedule.steps` where there is none; null: that of `steps`."""
+    window_horizon: float | None = None
+    """On `schedule.window_horizon`, or `schedule.steps` where there is none; null: that of `steps`."""
 
 
 @dataclass
@@ -739,6 +755,7 @@ class Config(RunConfig):
     """What Hydra composes and a user overrides: a run, and how to choose and plan it."""
 
     selection_method: SelectionMethod = MISSING
+    relative: Relative = field(default_factory=Relative)
     sweep: Sweep = field(default_factory=Sweep)
     plan: bool = False
     """Show the plan and stop."""

@@ -108,7 +108,7 @@ class Trainer:
         compiled, roles = config.compute.compile, parameter_roles(self.model)
         self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)
         if compiled:
-            self.model.compile_parts()
+            self.model.compile_parts(config.compute.tune_kernels)
         self.step = 0
         self.clock = Clock(world.device)
         # 1 from the first non-finite loss or gradient on, and never reset: later updates are masked as well, so that

@@ -113,8 +113,12 @@ def check_trains(run: RunConfig, device: str = "cpu") -> None:
     assert losses[1] != losses[0]
 
 
-ELSEWHERE = {"compute": ("gpu", "h100x8"), "data": ("fineweb10B", "fineweb100B", "finewebedu10B")}
-"""Choices that need what a test machine has not: GPUs, a network (test_data_hub.py)."""
+ELSEWHERE = {
+    "compute": ("gpu", "h100x8"),
+    "data": ("fineweb10B", "fineweb100B", "finewebedu10B"),
+    "scale": ("medium", "small_2025_11"),
+}
+"""Choices that need what a test machine has not: GPUs (scales: test_plan_presets.py), a network (test_data_hub.py)."""
 
 
 @pytest.mark.parametrize(("group", "choice"), [one for one in CHOICES if one[1] not in ELSEWHERE.get(one[0], ())])

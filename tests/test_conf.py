@@ -340,7 +340,7 @@ def test_examples_in_the_help_compose(launched, capfd):
         ("skip_layers=5 mod", "model. model="),
         ("-m skip_layers='[1,2]',3 seed=1 model=t", "model=tiny"),
         ("schedule=cosine schedule.f", "schedule.final="),
-        ("s", "schedule. schedule= seed= selection_method. selection_method= skip_layers. skip_layers= sweep."),
+        ("s", "scale= schedule. schedule= seed= selection_method. selection_method= skip_layers. skip_layers= sweep."),
         ("hydra/l", "hydra/launcher="),
         ("head_type=[5 mod", ""),
     ],

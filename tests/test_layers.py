@@ -21,7 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("distributed", "optim.schedule"),
     ("data", "analyze", "slurm.squeue", "slurm.batch_step", "slurm.logs"),
     ("model", "optim"),
-    ("slurm.cancel", "slurm.settings"),
+    ("slurm.cancel", "slurm.settings", "sweep.relative"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
     ("sweep.hydra_schema", "sweep.identity", "sweep.ranking", "sweep.confound", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),

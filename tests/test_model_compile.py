@@ -194,3 +194,13 @@ def test_compiled_with_flex_attention_losses_are_those_of_scaled_dot_product_att
                 patch.setattr(context, "uses_flex", lambda *args: False)
                 right = randomised(cfg)(*batch(cfg, 7, 200, 300), reduction="none", window=window)
             torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_are_tuned_where_that_is_asked_for() -> None:
+    """For this process: one that tunes no longer says so too."""
+    from torch._inductor import config as inductor
+
+    with inductor.patch(coordinate_descent_tuning=False):
+        for tune in (True, False):
+            randomised(recipe()).compile_parts(tune)
+            assert inductor.coordinate_descent_tuning is tune

@@ -48,6 +48,11 @@ def test_the_baseline_is_what_its_choices_make() -> None:
     assert c.leaves(recipe) == c.leaves(c.recipe_of(preset(*choices)))
 
 
+@pytest.mark.parametrize(("scale", "single"), [("medium", "medium_baseline"), ("small_2025_11", "small_2025_11")])
+def test_a_scale_is_what_the_single_run_is(scale: str, single: str) -> None:
+    assert c.leaves(preset(f"scale={scale}")) == c.leaves(preset(f"experiment={single}"))
+
+
 def test_presets_can_be_changed() -> None:
     changed = preset("experiment=medium_record", "compute=cpu", "schedule.steps=7", "skip_layers=3", "data=synthetic")
     assert (changed.compute.device, changed.schedule.steps, changed.skip_layers.layers) == ("cpu", 7, 3)

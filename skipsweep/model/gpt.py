@@ -80,12 +80,13 @@ class GPT(nn.Module):
         """Label -> value of every learned scalar of every seam; one transfer to the host."""
         return lambdas.read(_lambdas_of(self))
 
-    def compile_parts(self) -> None:
-        """Compile what is repeated, block by block and sum by sum, and not the whole.
+    def compile_parts(self, tune: bool = False) -> None:
+        """Compile what is repeated, block by block and sum by sum, and not the whole. `tune`: try out block sizes for
+        every kernel, in the whole process.
 
         All layers of a kind share one graph, and so do all arms, which differ in what stands around the blocks.
         """
-        _prepare_compiler()
+        _prepare_compiler(tune)
         for part in [*self.blocks, *self.readout.heavy()]:
             part.compile(dynamic=False)
         self.head.compile_kernel()
@@ -138,12 +139,14 @@ def _blocks(cfg: Recipe, dtype: torch.dtype, without_last_mlp: bool) -> list[nn.
     return [block(cfg.model, i, dtype, has_mlp=i not in without) for i in range(cfg.model.layers)]
 
 
-def _prepare_compiler() -> None:
+def _prepare_compiler(tune: bool) -> None:
     import torch._dynamo  # takes seconds, which runs that compile nothing do without
+    from torch._inductor import config as inductor
 
     # Three kinds of block and four or more of sums, in training and in validation, for every arm of a process. Beyond
     # the limit (8 as torch has it) a graph runs uncompiled, with no more than a line in the log.
     torch._dynamo.config.recompile_limit = 64
+    inductor.coordinate_descent_tuning = tune
     keep_visible_out_of_graphs()
 
 

@@ -8,6 +8,7 @@ from skipsweep.config import Config, Sweep
 from skipsweep.errors import UserError
 from skipsweep.slurm import settings as slurm_settings
 from skipsweep.slurm.settings import SlurmLauncher
+from skipsweep.sweep import relative
 
 
 @dataclass
@@ -80,7 +81,7 @@ class LaunchRequest:
     def config(self, point: Point) -> Config:
         """The run that a point stands for. Raises UserError, naming the block at fault."""
         try:
-            return self.composer(point.overrides)
+            return relative.resolved(self.composer(point.overrides))
         except UserError as error:
             if point.block is None:
                 raise

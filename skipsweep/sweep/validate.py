@@ -180,6 +180,8 @@ def _compute(config: RunConfig) -> None:
         raise UserError(
             f"compute.device={compute.device} with compute.gpus={compute.gpus}; use compute=cpu or compute=gpu"
         )
+    if compute.tune_kernels and not compute.compile:
+        raise UserError("compute.tune_kernels=true tunes what is compiled; valid: with compute.compile=true")
     _skip(config)
     processes = world_size(compute)
     sequences = config.data.batch_tokens // config.data.seq_len
