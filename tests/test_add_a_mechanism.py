@@ -36,8 +36,8 @@ def hunks(text: str) -> list[Hunk]:
     for block in re.findall(r"^```diff\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         first, *lines = block.splitlines()
         assert first.startswith("--- "), first
-        sides = ["\n".join(line[1:] for line in lines if line[:1] not in other) for other in ("+", "-")]
-        found.append(Hunk(first[4:], *sides, sum(line.startswith("+") for line in lines)))
+        old, new = ("\n".join(line[1:] for line in lines if line[:1] not in other) for other in ("+", "-"))
+        found.append(Hunk(first[4:], old, new, sum(line.startswith("+") for line in lines)))
     return found
 
 
