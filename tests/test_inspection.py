@@ -273,7 +273,13 @@ def test_the_command(trained: RunDir, tmp_path: Path, capsys: pytest.CaptureFixt
     assert {len(row) for lens in told["lens"] for row in lens["top"]} == {2}
     assert command(*here) == 0
     table = capsys.readouterr().out
-    for words in ("likeliest next token", "after the last token", "contributions to the readout", "effective rank"):
+    for words in (
+        "likeliest next token",
+        "root mean square of",
+        "after the last token",
+        "contributions to the readout",
+        "effective rank",
+    ):
         assert words in table
 
 
@@ -298,6 +304,14 @@ def test_mistakes_are_one_line(
 def test_a_run_without_weights_is_refused(tmp_path: Path, data_root: Path) -> None:
     run = frozen(configuration(tmp_path, data_root))
     with pytest.raises(UserError, match="no weights to inspect; it is planned"):
+        inspect(run)
+
+
+def test_an_imported_run_has_no_weights_and_that_is_said(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "log-0a")
+    run.path.mkdir()
+    run.write_status("done", durable=False, imported="old.txt")
+    with pytest.raises(UserError, match="log-0a was imported from a log, which has no weights to inspect"):
         inspect(run)
 
 

@@ -33,6 +33,8 @@ def inspect(run: RunDir, text: str | None = None, k: int = 5, layers: Sequence[i
     `text`: the prompt; None: the first tokens of the validation split. `k`: next tokens per position. `layers`: whose
     streams are decoded; None: all. Raises UserError for a run without weights, and for what cannot be read.
     """
+    if run.read_status().get("imported"):
+        raise UserError(f"{run.name} was imported from a log, which has no weights to inspect")
     if not run.config.exists():
         raise UserError(f"{run.name} has no config.yaml; it was never planned")
     config = run.read_config()

@@ -39,7 +39,8 @@ def _lens(found: Inspection) -> None:
 
 
 def _sizes(found: Inspection) -> None:
-    shown = table("", ">RMS", title="\nroot mean square")
+    console.print()
+    shown = table("root mean square of", ">RMS")  # as a title it would fold: titles are as narrow as the table
     for what, value in (found.stream_rms | found.embedding_rms).items():
         shown.add_row(what, f"{value:.4g}")
     console.print(shown)
