@@ -135,6 +135,25 @@ def report(
 
 
 @app.command()
+def power(
+    sweep: Annotated[str | None, typer.Argument(help="Its baseline's finished runs say how runs differ.")] = None,
+    sd: Annotated[float | None, typer.Option(help="Standard deviation of final losses instead, nats/token.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Per arm: what difference do so many tell?")] = None,
+    difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds tell it?")] = None,
+    arms: Annotated[int | None, typer.Option(help="The baseline among them; default: the sweep's, else 2.")] = None,
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """How many seeds a difference takes: found with 80 %, at a level of 5 % over all arms."""
+    from skipsweep.sweep import report as reporting
+
+    made = reporting.power(_multirun(multirun), sweep, sd, seeds, difference, arms)
+    if as_json:
+        return _print_json(asdict(made))
+    reporting.print_power(made)
+
+
+@app.command()
 def inspect(
     run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
     text: Annotated[

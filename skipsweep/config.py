@@ -700,14 +700,15 @@ class Sweep:
     """Validation loss to reach, whatever the corpus; null: what `targets` says."""
     targets: dict[str, float] = field(default_factory=dict)
     """Choice of `data` -> validation loss to reach there: 2.92 on one corpus says nothing about another."""
-    paired: bool = False
-    """Compare runs of equal seed in pairs. Declared before the first run, else the choice could follow the results."""
     may_differ: list[str] | None = None
     """The only keys in which an arm may differ from the baseline of its seed; null: not checked."""
     allow_confound: bool = False
     """Plan arms that differ in more than they may all the same, and mark them there and in plan.json."""
     published: dict[str, Any] = field(default_factory=dict)
     """Arm -> published figures, to stand beside ours."""
+    paired: bool | None = None
+    """Whether reports compare runs of equal seed in pairs. Decided when the sweep is first launched: later, results
+    could decide it. null: as at first, else false."""
     report: bool = True
     """Write the report when the launch has ended (`skipsweep report` does so at any time)."""
 

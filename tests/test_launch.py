@@ -463,3 +463,51 @@ def test_torchrun_with_nothing_to_train(
     done = launch("skip_layers=0", "seed=7", "compute.processes=2")
     assert (done.status, done.line("validation loss")) == (0, single.line("validation loss"))
     assert told == [None, None]
+
+
+# ------------------------------------------------------------------------------------------------------- the report
+
+
+def test_a_report_is_written_when_a_sweep_ends(place: Place, extended: Done, launch: Callable[..., Done]) -> None:
+    done = launch("-m", "skip_layers=none,0", "seed=0,1", "sweep.report=true")
+    page = place.multirun.sweep(done.sweep).report / "index.html"
+    assert (done.status, done.err) == (0, "")
+    assert done.line("report: ") == f"report: {page}"
+    assert "distinguishable" in done.out or "differ" in done.out
+    assert page.exists()
+
+
+def test_a_report_that_fails_does_not_fail_the_launch(
+    extended: Done, launch: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("skipsweep.analyze.report.make", fail)
+    done = launch("-m", "skip_layers=none,0", "seed=0,1", "sweep.report=true")
+    assert done.status == 0
+    assert done.err == (
+        f"warning: no report: OSError: [Errno 28] No space left on device; again with: skipsweep report {done.sweep}\n"
+    )
+
+
+def test_a_plan_says_what_its_seeds_can_tell(extended: Done, launch: Callable[..., Done], place: Place) -> None:
+    """As soon as the baseline has two finished runs."""
+    base = [result(place.run_of(extended.sweep, ARMS[0], seed))["val_loss"] for seed in (0, 1)]
+    sd = abs(base[0] - base[1]) / 2**0.5
+    told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("4 seeds per arm tell")
+    # t quantiles of 6 degrees of freedom: 2.4469 and 0.9057
+    assert f"from about {(2.4469 + 0.9057) * sd / 2**0.5:.2g} nats/token" in told
+    assert f"sd {sd:.2g} of 2 finished runs of {ARMS[0]}" in told
+    assert "tell differences" not in launch("-m", "skip_layers=none,0", "plan=true").out
+
+
+def test_pairs_are_declared_at_first_or_never(place: Place, extended: Done, launch: Callable[..., Done]) -> None:
+    sweep = ("-m", "skip_layers=none,0", "seed=0,1")
+    for said in (("sweep.paired=true",), ()):  # and stay so where nothing more is said
+        launch(*sweep, "sweep.name=pairs", *said)
+        assert files.read_json(place.multirun.sweep("pairs").plan)["paired"] is True
+    with pytest.raises(UserError, match=r"sweep pairs was first launched with sweep\.paired=true, which cannot change"):
+        launch(*sweep, "sweep.name=pairs", "sweep.paired=false")
+    launch(*sweep, "sweep.name=alone")
+    assert files.read_json(place.multirun.sweep("alone").plan)["paired"] is False

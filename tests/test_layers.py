@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sweep.hydra_schema", "sweep.identity", "sweep.ranking", "sweep.confound", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
     ("sweep.compose", "sweep.estimate", "sweep.fetch", "sweep.freeze", "sweep.schedules"),
-    ("sweep.chart",),
+    ("sweep.chart", "sweep.precision"),
     ("sweep.show",),
     ("sweep.report",),
     ("checkpoint",),

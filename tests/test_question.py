@@ -54,7 +54,9 @@ def test_pairs_are_declared_before_the_first_run(plan: Callable[..., Plan]) -> N
     other = plan("sweep.name=other")
     freeze(other, "none")
     assert evidence.read(other.multirun, ["other"]).paired is False
-    with pytest.raises(UserError, match=r"sweep\.paired=true must be declared before the first run, and sweep other"):
+    with pytest.raises(
+        UserError, match=r"sweep other was first launched with sweep\.paired=false"
+    ):
         plan("sweep.name=other", "sweep.paired=true")
 
 

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import random
+import shutil
 from pathlib import Path
 
 import pytest
+from scipy import stats
 from sweep_folders import Made
 from typer.testing import CliRunner
 
@@ -170,3 +173,178 @@ def test_what_is_not_there_is_one_line_with_what_is(tmp_path: Path) -> None:
     other = report.make(multirun, ["question"], baseline="5", out=tmp_path / "elsewhere")
     assert other.evidence.baseline == "5"
     assert other.page == tmp_path / "elsewhere" / "index.html"
+
+
+# --------------------------------------------------------------------------------------------------------------- power
+
+
+def power(*arguments: str, status: int = 0) -> str:
+    done = CliRunner().invoke(app, ["power", *arguments])
+    if status:
+        assert isinstance(done.exception, UserError)
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_power_from_a_sweep(tmp_path: Path) -> None:
+    """Three runs of the baseline with an sd of 0.005, each 10 s on 8 GPUs."""
+    made = Made(tmp_path, baseline="none")
+    for arm, losses in (("none", [2.92, 2.93, 2.925]), ("5", [2.8]), ("6", [2.8])):
+        made.arm(arm, losses, sources=[] if arm == "none" else [int(arm)], gpus=["H100"] * 8)
+    made.write()
+    found = json.loads(power("question", "--seeds", "3", "--json", "--multirun", str(tmp_path)))
+    (row,) = found["rows"]
+    assert found["spread"]["sd"] == pytest.approx(0.005)
+    assert found["alpha"] == pytest.approx(0.025)
+    assert found["spread"]["gpu_hours"] == pytest.approx(80 / 3600)
+    assert row["gpu_hours_for_half"] == pytest.approx(3 * row["seeds_for_half"] * 80 / 3600)
+    assert "measured over 3 runs of none" in power("question", "--multirun", str(tmp_path))
+
+
+def test_power_of_a_given_spread_is_its_own_inverse() -> None:
+    found = json.loads(power("--sd", "0.0007", "--seeds", "8", "--json"))["rows"][0]["difference"]
+    assert json.loads(power("--sd", "0.0007", "--difference", str(found * 1.001), "--json"))["rows"][0]["seeds"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "say either a sweep whose baseline has finished runs, or --sd"),
+        (("--sd", "0"), "--sd 0.0 is no standard deviation"),
+        (("--sd", "nan"), "--sd nan is no standard deviation"),
+        (("--sd", "1", "--seeds", "1"), "--seeds 1 cannot tell anything apart"),
+        (("--sd", "1", "--arms", "1"), "--arms 1: at least 2"),
+        (("--sd", "1", "--difference", "-1"), "--difference -1.0 must be above 0"),
+        (("--sd", "1", "--difference", "0.0001"), "more than 10000 seeds"),
+        (("--sd", "1", "--difference", "1", "--seeds", "3"), "each other's answer"),
+    ],
+    ids=str,
+)
+def test_power_refuses(arguments: tuple[str, ...], says: str) -> None:
+    assert says in power(*arguments, status=2)
+
+
+def test_power_needs_a_spread(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92])
+    made.write()
+    assert "has 1 finished run(s); two that differ are needed" in power(
+        "question", "--multirun", str(tmp_path), status=2
+    )
+
+
+# ----------------------------------------------------------------------------------------- partial and damaged folders
+
+DAMAGE: tuple[bytes | None, ...] = (None, b"", b"{", b"null", b"[]", b'"text"', b'{"val_loss": "x"}', b"\xff\xfe", b"3")
+"""What a file may hold after a crash, a full disk or an editor; None: nothing at all."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_damage_to_run_folders_is_an_error(tmp_path: Path, seed: int) -> None:
+    """Files emptied, torn or gone at random: the counts still add up, and what is left is still a report."""
+    draw = random.Random(seed)
+    made = Made(tmp_path, baseline="none", target=2.9)
+    for arm in ("none", "5", "6"):
+        sources = [] if arm == "none" else [int(arm)]
+        losses = [draw.choice([2.8, 2.9, 2.95, None]) for _ in range(draw.randint(1, 4))]
+        made.arm(arm, losses, sources=sources, lambdas={f"lambda/skip/{s}": -0.2 for s in sources})
+    for run in made.multirun.all_runs():
+        for path in sorted(p for p in run.path.iterdir() if p.is_file()):
+            if draw.random() < 0.3:
+                content = draw.choice(DAMAGE)
+                path.unlink() if content is None else path.write_bytes(content)
+        if draw.random() < 0.1:
+            shutil.rmtree(run.path)
+    found = findings.find(made.read())
+    counts = dict(found.counts)
+    assert counts.pop("planned") == sum(counts.values())
+    finished = [row for row in rows(found, "runs") if row["val_loss"] is not None]
+    assert counts["done"] == len(finished)
+    assert sum(int(str(row["n"])) for row in rows(found, "final_loss")) == len(finished)
+    assert found.answer
+    json.dumps(found.tables, allow_nan=False)
+
+
+def test_a_report_of_damaged_folders_is_written(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none", target=2.9)
+    torn, *_ = made.arm("none", [2.8, 2.9])
+    gone, *_ = made.arm("5", [2.7, 2.75], sources=[5])
+    torn.metrics.write_bytes(torn.metrics.read_bytes()[:-30])
+    gone.result.write_bytes(b"{")
+    multirun = made.write()
+    written = report.make(multirun, ["question"])
+    assert written.findings.counts == {"planned": 4, "done": 3, "failed": 0, "running": 0, "missing": 1}
+    assert written.findings.warnings[0].startswith("1 of 4 runs have no result")
+
+
+# ------------------------------------------------------------------------------------------------------------ warnings
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"steps": 50}, "the baseline ran 100 steps, these arms others: 5 (50)"),
+        ({"host": "other"}, "runs were made with 2 hosts (node1, other)"),
+        ({"host": "other"}, "training times come from several machines"),
+        ({"torch": "2.11.0"}, "runs were made with 2 versions of torch (2.11.0, 2.13.0)"),
+        ({"results_version": 1}, "runs were made with 2 versions of the numerics (1, 2)"),
+        ({"commit": "other"}, "runs were made with 2 versions of the code"),
+        ({"imported": True}, "2 of 4 runs were imported from logs"),
+    ],
+    ids=str,
+)
+def test_what_makes_a_comparison_less_than_it_seems(tmp_path: Path, about: dict[str, object], says: str) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93])
+    made.arm("5", [2.91, 2.925], sources=[5], **about)
+    assert any(text.startswith(says) for text in findings.find(made.read()).warnings)
+
+
+def test_arms_that_differ_in_more_and_arms_with_one_run_are_named(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none", plan={"confounds": {"5": ["schedule.steps"]}})
+    made.arm("none", [2.92, 2.93])
+    made.arm("5", [2.91], sources=[5])
+    made.arm("6", [2.915, 2.915], sources=[6])
+    made.arm("7", [2.925, 2.935], sources=[7])
+    warnings = findings.find(made.read()).warnings
+    assert any("in more than the question" in text and text.endswith("5 (schedule.steps)") for text in warnings)
+    assert any(text.startswith("arms with a single finished run") and text.endswith(": 5") for text in warnings)
+    assert any(text.startswith("runs of an arm ended with the very same loss") for text in warnings)
+    assert any(text.startswith("the best of 3 arms looks better than it is") for text in warnings)
+
+
+def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
+    published = {"5": {"mean": 2.9, "sd": 0.001, "n": 3}, "none": 2.93, "9": {"mean": 2.5}}
+    made = Made(tmp_path, baseline="none", plan={"published": published})
+    made.arm("none", [2.92, 2.93])
+    made.arm("5", [None], sources=[5], state="planned")
+    five, base, other = rows(findings.find(made.read()), "published")
+    assert (five["ours"], five["published"], five["difference"]) == (None, 2.9, None)
+    assert (base["published"], base["difference"]) == (2.93, pytest.approx(-0.005))
+    assert (other["arm"], other["n"]) == ("9", None)
+
+
+# -------------------------------------------------------------------------------------------------------------- golden
+
+
+def test_a_small_sweeps_tables(tmp_path: Path) -> None:
+    """Means, spreads, intervals and p-values, worked out beside."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.90, 2.92, 2.94])
+    made.arm("5", [2.81, 2.83], sources=[5])
+    made.arm("6", [2.94], sources=[6])
+    found = findings.find(made.read())
+    base, five, six = rows(found, "final_loss")
+    interval = stats.t.interval(0.95, 2, 2.92, 0.02 / 3**0.5)
+    assert base == {"arm": "none", "planned": 3, "n": 3, "min": 2.9, "max": 2.94,
+                    "mean": pytest.approx(2.92), "sd": pytest.approx(0.02),
+                    "low_95": pytest.approx(interval[0]), "high_95": pytest.approx(interval[1])}  # fmt: skip
+    assert (five["mean"], five["sd"]) == (pytest.approx(2.82), pytest.approx(0.02 / 2**0.5))
+    assert (six["mean"], six["sd"], six["low_95"]) == (2.94, None, None)
+    better, same = rows(found, "difference")
+    pooled = ((2 * 0.02**2 + 0.02**2 / 2) / 3) ** 0.5  # 3 degrees of freedom
+    t = 0.1 / (pooled * (1 / 3 + 1 / 2) ** 0.5)
+    assert better["difference"] == pytest.approx(-0.1)
+    assert stats.t.sf(t, 3) * 2 < float(str(better["p"])) < stats.t.sf(t, 3) * 4  # between uncorrected and Bonferroni
+    assert (better["says"], same["says"]) == ("lower loss", "not distinguishable")

@@ -9,6 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower
 
 from skipsweep.analyze import statistics
+from skipsweep.sweep import precision
 
 RECORD = [2.919485, 2.918384, 2.918878, 2.918476, 2.920099, 2.919609, 2.918705, 2.91872, 2.919772, 2.918594, 2.917798,
           2.919295, 2.920676, 2.919743, 2.920052, 2.919843, 2.920081, 2.919675, 2.919486, 2.919177,
@@ -168,10 +169,21 @@ def test_pairs_are_scipys() -> None:
 # --------------------------------------------------------------------------------------------------------------- power
 
 
-@pytest.mark.parametrize(("n", "difference", "alpha"), [(2, 4.0, 0.05), (5, 1.5, 0.05), (20, 0.6, 0.01)])
-def test_power_is_statsmodels(n: int, difference: float, alpha: float) -> None:
-    expected = TTestIndPower().power(difference, n, alpha)
-    assert statistics.power(2 * difference, 2.0, n, alpha) == pytest.approx(expected, rel=1e-9)
+@pytest.mark.parametrize(("n", "difference"), [(2, 4.0), (5, 1.5), (20, 0.6)])
+def test_power_of_two_arms_is_statsmodels(n: int, difference: float) -> None:
+    assert statistics.power(2 * difference, 2.0, n) == pytest.approx(
+        TTestIndPower().power(difference, n, 0.05), rel=1e-9
+    )
+
+
+def test_more_arms_share_the_level_and_pool_their_spread() -> None:
+    """By hand: 4 arms of 3 runs are 3 comparisons at 5/3 %, on 8 degrees of freedom."""
+    design = statistics.Design(4)
+    assert (design.alpha, design.df(3)) == (0.05 / 3, 8)
+    assert statistics.Design(4, pooled=False).df(3) == 4
+    t = stats.t.ppf(1 - 0.05 / 6, 8)
+    expected = stats.nct.sf(t, 8, 2.0 * math.sqrt(3 / 2)) + stats.nct.cdf(-t, 8, 2.0 * math.sqrt(3 / 2))
+    assert statistics.power(2.0, 1.0, 3, design) == pytest.approx(expected, rel=1e-9)
 
 
 def test_what_seeds_detect_and_how_many_are_needed_agree() -> None:
@@ -189,3 +201,25 @@ def test_power_at_its_ends() -> None:
     assert statistics.seeds_for(0.0, 1.0) is None
     assert statistics.seeds_for(1e-9, 1.0) is None
     assert statistics.seeds_for(50.0, 1.0) == 2
+
+
+def test_the_plans_closed_form_is_close() -> None:
+    for df in (1, 2, 3, 10, 77):
+        assert precision.t_quantile(0.975, df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
+    for arms, n in ((2, 3), (2, 5), (4, 2), (4, 3), (16, 2), (16, 8), (60, 3)):
+        exact = statistics.detectable(1.0, n, statistics.Design(arms))
+        assert precision.detectable(1.0, n, arms) == pytest.approx(exact, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------- nothing to be found
+
+
+def test_identical_arms_are_found_to_differ_at_the_nominal_rate() -> None:
+    """1,000 sweeps like control_aa: 5 arms that differ in their seeds alone, 4 runs each."""
+    generator = np.random.default_rng(7)
+    found = 0
+    for _ in range(1000):
+        base, *arms = generator.normal(2.92, 0.0007, size=(5, 4)).tolist()
+        tests = statistics.compare(base, {str(i): arm for i, arm in enumerate(arms)})
+        found += any(test.p is not None and test.p < statistics.ALPHA for test in tests.values())
+    assert stats.binomtest(found, 1000, 0.05).pvalue > 0.001, found

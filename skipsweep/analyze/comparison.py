@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from skipsweep.analyze import statistics
 from skipsweep.analyze.evidence import Evidence, Run
-from skipsweep.analyze.statistics import Summary, Test
+from skipsweep.analyze.statistics import Design, Summary, Test
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Comparison:
     """Standard deviation of a run within its arm, pooled."""
 
     @property
-    def alpha(self) -> float:
-        """Level of one arm's test, when power is counted: Bonferroni's share of 5 %."""
-        return statistics.ALPHA / max(1, self.family)
+    def design(self) -> Design:
+        """As which further seeds would be planned."""
+        one_sd = all(arm.test.method == "dunnett" for arm in self.arms.values() if arm.test is not None)
+        return Design(self.family + 1, pooled=one_sd)
 
 
 def compare(evidence: Evidence) -> Comparison:

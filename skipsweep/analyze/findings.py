@@ -154,7 +154,7 @@ def _needed(compared: Comparison, arm: Arm) -> int | None:
     if test is None or arm.differs or not test.sd:
         return None
     spread = test.sd if test.method != "paired" else test.sd / 2**0.5
-    return statistics.seeds_for(test.difference, spread, compared.alpha)
+    return statistics.seeds_for(test.difference, spread, compared.design)
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
@@ -292,13 +292,13 @@ def _lambdas(compared: Comparison) -> list[Row]:
 
 
 def _power(compared: Comparison) -> list[Row]:
-    """Smallest true difference that n seeds per arm find with 80 %, at Bonferroni's share of 5 %."""
+    """Smallest true difference that n seeds per arm find with 80 %, at 5 % over all arms."""
     spread = compared.spread
     if not spread:
         return []
     tests = max(1, compared.family)
     return [
-        {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread, n, compared.alpha)}
+        {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread, n, compared.design)}
         | {"sd": spread, "arms_tested": tests, "power": statistics.POWER}
         for n in SEEDS
     ]

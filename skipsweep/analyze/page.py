@@ -74,7 +74,7 @@ def write(evidence: Evidence, findings: Says, folder: Path, png: bool = False) -
     drawn = figures.drawn(data)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for figure in drawn:
-        complete = spec(figure) | {"datasets": data}
+        complete = _with_data(spec(figure), data)
         picture = folder / "figures" / figure.name
         files.write_bytes(picture.with_suffix(".svg"), vl_convert.vegalite_to_svg(complete).encode(), durable=False)
         if png:
@@ -88,6 +88,12 @@ def write(evidence: Evidence, findings: Says, folder: Path, png: bool = False) -
 def spec(figure: Figure) -> dict[str, Any]:
     """A figure's Vega-Lite specification, without data."""
     return figure.chart.to_dict()
+
+
+def _with_data(bare: Mapping[str, Any], data: Tables) -> dict[str, Any]:
+    """The specification with the tables it names, and no others: every copy costs memory."""
+    named = json.dumps(bare)
+    return {**bare, "datasets": {name: rows for name, rows in data.items() if f'{{"name": "{name}"}}' in named}}
 
 
 def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figure]) -> str:

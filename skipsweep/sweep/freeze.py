@@ -66,7 +66,7 @@ def _sweep_document(plan: Plan) -> dict[str, Any]:
         "name": plan.name,
         **{key: of_sweep(plan, key) for key in ("question", "source", "may_differ", "published")},
         "target": plan.target,
-        "paired": plan.sweep.paired or before.get("paired", False),
+        "paired": before.get("paired", False) if before else bool(plan.sweep.paired),
         "baseline": plan.baseline,
         "confounds": plan.confounds,
         "rankings": {**before.get("rankings", {}), **plan.rankings},

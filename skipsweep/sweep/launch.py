@@ -22,6 +22,7 @@ from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.local import PREEMPTED, Pool
 from skipsweep.sweep.plan import Plan, Wanted
+from skipsweep.sweep.precision import precision
 from skipsweep.sweep.request import LaunchRequest, Point
 
 INTERRUPTED = 130
@@ -108,6 +109,7 @@ def show_plan(plan: Plan, request: LaunchRequest) -> None:
     """Print points, runs and what is to run."""
     todo = plan.to_run(request.retry)
     show.plan(plan, todo, _estimate(plan, todo, request))
+    show.precision(precision(plan))
     show.download(to_download(plan, todo))
 
 
@@ -115,6 +117,7 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
     """The plan as plain data."""
     todo = plan.to_run(request.retry)
     expected = _estimate(plan, todo, request)
+    told = precision(plan)
     return {
         "sweep": plan.name,
         "baseline": plan.baseline,
@@ -129,6 +132,7 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "speed": expected and ("recorded" if expected.recorded else "measured"),
         "sizes": {run: asdict(sizes(config)) for run, config in plan.configs.items()},
         "to_download": to_download(plan, todo),
+        "precision": told and asdict(told),
     }
 
 
@@ -191,7 +195,7 @@ def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
     else:
         show.arms(arms.of_sweep(plan.multirun, plan.name))
         show.place("sweep", plan.multirun.sweep(plan.name).path)
-        if request.sweep.report:
+        if request.sweep.report and not interrupted:
             report.at_end(plan.multirun, plan.name)
     failed = [seen for seen in plan.observations.values() if seen.state == "failed"]
     if failed and plan.name is not None:

@@ -261,11 +261,12 @@ def _target(plan: Plan) -> float | None:
 
 
 def _check_paired(plan: Plan) -> None:
-    """Raise UserError where pairs are asked for of a sweep that was begun without."""
-    if plan.before and plan.sweep.paired and not plan.before.get("paired", False):
+    """Raise UserError where pairs are declared, or revoked, after the fact."""
+    asked, before = plan.sweep.paired, plan.before.get("paired", False)
+    if plan.before and asked is not None and asked != before:
         raise UserError(
-            f"sweep.paired=true must be declared before the first run, and sweep {plan.name} was begun without; "
-            "choose another sweep.name"
+            f"sweep {plan.name} was first launched with sweep.paired={str(before).lower()}, which cannot change once "
+            "there may be results; choose another sweep.name"
         )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skipsweep.errors import UserError
 from skipsweep.progress import number
 from skipsweep.rundir import Multirun
 from skipsweep.sweep import show
 
 if TYPE_CHECKING:
+    from skipsweep.analyze.power import Power
     from skipsweep.analyze.report import Report
 
 MOST_ROWS = 30
@@ -76,9 +78,46 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["arm"],
         f"{row['n']}/{row['planned']}",
         "-" if row["mean"] is None else f"{row['mean']:.5f}",
-        number(row["sd"]),
+        number(row["sd"], 5),
         "-" if difference is None else f"{difference:+.5f}",
         interval,
         "-" if p is None else f"{p:.2g}",
         row["says"] + (f" ({needed} seeds would tell)" if needed else ""),
     ]
+
+
+def power(
+    multirun: Multirun,
+    sweep: str | None,
+    sd: float | None,
+    seeds: int | None,
+    difference: float | None,
+    arms: int | None,
+) -> Power:
+    """See `analyze.power`. Raises UserError."""
+    from skipsweep.analyze import power
+
+    if (sweep is None) == (sd is None):
+        raise UserError("say either a sweep whose baseline has finished runs, or --sd")
+    spread = power.given(sd, arms or 2) if sd is not None else power.measured(multirun, sweep or "", arms)
+    return power.table(spread, seeds, difference)
+
+
+def print_power(made: Power) -> None:
+    """One row per number of seeds."""
+    spread = made.spread
+    show.console.print(
+        f"sd {spread.sd:.4g} nats/token ({spread.source}); {spread.arms} arms; found with 80 % at a level of "
+        f"{made.alpha:.3g} for each comparison",
+        soft_wrap=True,
+    )
+    table = show.table(">seeds per arm", ">smallest difference", ">seeds for half", ">GPU-hours for half")
+    for row in made.rows:
+        half, hours = row["seeds_for_half"], row["gpu_hours_for_half"]
+        table.add_row(
+            str(row["seeds"]),
+            "-" if row["difference"] is None else f"{row['difference']:.3g}",
+            "-" if half is None else str(half),
+            "-" if hours is None else f"{hours:,.1f}",
+        )
+    show.console.print(table)

@@ -20,6 +20,7 @@ from skipsweep.status import Observation, observe
 from skipsweep.sweep import chart
 from skipsweep.sweep.estimate import Estimate, sizes
 from skipsweep.sweep.plan import Plan
+from skipsweep.sweep.precision import Precision
 from skipsweep.sweep.schedules import Drawing
 
 LINE_WIDTH = 2000
@@ -96,6 +97,18 @@ def _cost(expected: Estimate | None) -> str:
         return "time unknown until measured"
     hours = f", {expected.gpu_hours:,.1f} GPU-hours" if expected.gpu_hours else ""
     return f"about {duration(expected.seconds)}{hours}" + (" at published speed" if expected.recorded else "")
+
+
+def precision(told: Precision | None) -> None:
+    """What the planned seeds can tell apart, and what half of that would take."""
+    if told is None:
+        return
+    hours = "" if told.gpu_hours_for_half is None else f" ({told.gpu_hours_for_half:,.0f} GPU-hours)"
+    console.print(
+        f"{told.seeds} seeds per arm tell differences from about {told.difference:.2g} nats/token on "
+        f"(80 %; sd {told.sd:.2g} {told.source}); half of it takes {told.seeds_for_half}{hours}",
+        soft_wrap=True,
+    )
 
 
 def download(size: int) -> None:

@@ -23,6 +23,8 @@ Tables = dict[str, list[Row]]
 
 MOST_RATES = 200
 """Rows per arm and parameter group: a schedule is piecewise smooth, and a page is to stay small."""
+MOST_POINTS = 20_000
+"""Points of a weight's lines over all runs, at least 20 each: a thousand runs are to stay a page that opens."""
 DISTINGUISHABLE = 8
 """As many arms have a colour of their own; above, colour says which kind of arm it is."""
 _SKIP = re.compile(r"lambda/skip/(\d+)")
@@ -40,7 +42,7 @@ def of(evidence: Evidence) -> Tables:
         else []
     )
     tables: Tables = {name: [] for name in ("runs", "curves", "means", "lambdas", "rates", "gates")}
-    number = 0
+    number, most = 0, max(20, MOST_POINTS // max(1, len(evidence.points)))
     for arm, points in arms.items():
         curves: list[Row] = []
         for point in points:
@@ -49,8 +51,8 @@ def of(evidence: Evidence) -> Tables:
             tables["runs"].append(_run(number, point, run, colour, base))
             own = [{"point": number, **row} for row in _series(run, "val/loss", "loss")]
             curves += own
-            tables["lambdas"] += _scalars(number, run)
-            tables["gates"] += _layers(number, run, _GATE)
+            tables["lambdas"] += _scalars(number, run, most)
+            tables["gates"] += _layers(number, run, _GATE, most)
             number += 1
         if points:
             colour = tables["runs"][-1]["colour"]
@@ -129,18 +131,18 @@ def _series(run: Run, key: str, name: str) -> list[Row]:
     ]
 
 
-def _scalars(number: int, run: Run) -> list[Row]:
+def _scalars(number: int, run: Run, most: int) -> list[Row]:
     """`lambda/skip/5` -> weight skip of layer 5; `lambda/block/3/x00` -> weight x00 of layer 3."""
-    skips = [{**row, "weight": "skip"} for row in _layers(number, run, _SKIP)]
-    return skips + _layers(number, run, _BLOCK)
+    skips = [{**row, "weight": "skip"} for row in _layers(number, run, _SKIP, most)]
+    return skips + _layers(number, run, _BLOCK, most)
 
 
-def _layers(number: int, run: Run, pattern: re.Pattern[str]) -> list[Row]:
+def _layers(number: int, run: Run, pattern: re.Pattern[str], most: int) -> list[Row]:
     found = []
     for key in _keys(run):
         if match := pattern.fullmatch(key):
             fixed = {"point": number, "layer": int(match[1])} | ({"weight": match[2]} if pattern.groups > 1 else {})
-            rows = [fixed | row for row in _series(run, key, "value")]
+            rows = [fixed | row for row in _thin(_series(run, key, "value"), most)]
             found += [row | {"last": i == len(rows) - 1} for i, row in enumerate(rows)]
     return found
 
@@ -166,13 +168,13 @@ def _rates(arm: str, colour: str, runs: Iterable[Run]) -> list[Row]:
         keys = [key for key in _keys(run) if key.startswith("lr/")]
         if keys:
             fixed = {"arm": arm, "colour": colour}
-            return [fixed | {"group": k[3:]} | row for k in keys for row in _thin(_series(run, k, "rate"))]
+            return [fixed | {"group": k[3:]} | row for k in keys for row in _thin(_series(run, k, "rate"), MOST_RATES)]
     return []
 
 
-def _thin(rows: list[Row]) -> list[Row]:
-    """Evenly spaced rows, the last one among them."""
-    every = math.ceil(len(rows) / MOST_RATES) if rows else 1
+def _thin(rows: list[Row], most: int) -> list[Row]:
+    """At most so many evenly spaced rows, the last one among them."""
+    every = math.ceil(len(rows) / most) if rows else 1
     return rows[::-1][::every][::-1]
 
 
