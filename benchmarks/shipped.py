@@ -31,7 +31,7 @@ def composed(**choices: str) -> Config:
     for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]:
         if isinstance(entry, dict):
             ((group, choice),) = entry.items()
-            if not group.startswith("override ") and group != "experiment":
+            if choice is not None and not group.startswith("override "):  # experiment and scale: none unless asked for
                 groups[group] = _choice(group, choices.get(group, choice))
     return from_dict(Config, groups)
 

@@ -54,9 +54,7 @@ def test_pairs_are_declared_before_the_first_run(plan: Callable[..., Plan]) -> N
     other = plan("sweep.name=other")
     freeze(other, "none")
     assert evidence.read(other.multirun, ["other"]).paired is False
-    with pytest.raises(
-        UserError, match=r"sweep other was first launched with sweep\.paired=false"
-    ):
+    with pytest.raises(UserError, match=r"sweep other was first launched with sweep\.paired=false"):
         plan("sweep.name=other", "sweep.paired=true")
 
 

@@ -36,10 +36,11 @@ class Precision:
 
 
 def precision(plan: Plan) -> Precision | None:
-    """None where there is nothing to compare, a single seed, or no known spread."""
+    """None where there is nothing to compare, a single seed, or no known spread; also where an earlier launch of the
+    sweep had the baseline and this one has not."""
     arms = plan.arms()
     seeds = min((len({(p.seed, p.replicate) for p in points}) for points in arms.values()), default=0)
-    if plan.baseline is None or len(arms) < 2 or seeds < 2 or (known := _spread(plan, plan.baseline)) is None:
+    if plan.baseline not in arms or len(arms) < 2 or seeds < 2 or (known := _spread(plan, plan.baseline)) is None:
         return None
     sd, source = known
     found = detectable(sd, seeds, len(arms))
