@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from commands import Place, request
 
-from skipsweep.analyze import evidence
+from skipsweep.analyze import arms, evidence
 from skipsweep.errors import UserError
 from skipsweep.sweep import confound, show
 from skipsweep.sweep import launch as launching
@@ -103,15 +103,17 @@ def test_an_extension_with_other_settings_is_refused(plan: Callable[..., Plan]) 
 def test_a_confound_that_is_allowed_is_marked_everywhere(
     plan: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arms = f"+sweep.arms={{plain:{{skip_layers:none}},warm:{{skip_layers:0,{WARM}:2}},one:{{skip_layers:1}}}}"
+    three = f"+sweep.arms={{plain:{{skip_layers:none}},warm:{{skip_layers:0,{WARM}:2}},one:{{skip_layers:1}}}}"
     with pytest.raises(UserError, match=rf"arm warm differs from the baseline plain in {WARM} \(0 -> 2\)"):
-        plan(arms, MAY_DIFFER, "sweep.name=marked")
-    made = plan(arms, MAY_DIFFER, "sweep.name=marked", "sweep.allow_confound=true")
+        plan(three, MAY_DIFFER, "sweep.name=marked")
+    made = plan(three, MAY_DIFFER, "sweep.name=marked", "sweep.allow_confound=true")
     assert made.confounds == {"warm": [WARM]}
     show.plan(made, [], None)
     shown = capsys.readouterr().out
     assert "confounded by" in shown
     assert shown.count("confounded by") == 1
     freeze(made, "none")
+    show.arms(arms.of_sweep(made.multirun, "marked"))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "confounded by" in line] == ["warm"]
     assert evidence.read(made.multirun, ["marked"]).confounds == {"warm": [WARM]}
     assert plan("skip_layers=input", MAY_DIFFER, "sweep.name=marked").confounds == {"warm": [WARM]}  # as it was

@@ -36,6 +36,8 @@ class Arm:
     is_baseline: bool
     same_as: str | None
     """An earlier arm that is served by the very same runs (`head_type` without sources, say)."""
+    confounds: Sequence[str]
+    """Keys in which it differs from the baseline besides what it may."""
 
 
 def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
@@ -47,12 +49,14 @@ def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
         grouped.setdefault(arm, {})[seed, replicate] = point["run"]
     results = {run: files.read_json(multirun.run(run).result) for runs in grouped.values() for run in runs.values()}
     order = sorted(grouped, key=lambda arm: arm != plan["baseline"])
+    confounds = plan.get("confounds", {})  # those of imported sweeps have none
     first: dict[tuple[str, ...], str] = {}
     arms = []
     for name in order:
         original = first.setdefault(tuple(run for _, run in sorted(grouped[name].items())), name)
         same_as = None if original == name else original
-        arms.append(_arm(multirun, name, grouped[name], grouped[order[0]], results, name == plan["baseline"], same_as))
+        marks = name == plan["baseline"], same_as, confounds.get(name, ())
+        arms.append(_arm(multirun, name, grouped[name], grouped[order[0]], results, marks))
     return arms
 
 
@@ -62,9 +66,9 @@ def _arm(
     runs: dict[tuple[int, int], str],
     base: dict[tuple[int, int], str],
     results: dict[str, dict[str, Any] | None],
-    is_baseline: bool,
-    same_as: str | None,
+    marks: tuple[bool, str | None, Sequence[str]],
 ) -> Arm:
+    is_baseline, same_as, confounds = marks
     found = [r for run in runs.values() if (r := results[run]) is not None]
     losses = [r["val_loss"] for r in found]
     difference, pairs = versus(_by_seed(runs, results), _by_seed(base, results))
@@ -84,6 +88,7 @@ def _arm(
         flops_per_token=_total(found, "flops_per_token"),
         is_baseline=is_baseline,
         same_as=same_as,
+        confounds=confounds,
     )
 
 

@@ -65,7 +65,8 @@ def plan(made: Plan, todo: Sequence[str], expected: Estimate | None) -> None:
         layers = ",".join(map(str, point.sources)) or "none"
         where = Text(f" by {seen.holder}" if seen.holder else "")
         cost = f"{size.parameters:,}", f"{size.flops_per_token / 1e6:,.2f}"
-        shown.add_row(_arm(made, point.arm), layers, str(point.seed), *cost, point.run, state(seen) + where)
+        arm = _marked(point.arm, made.confounds.get(point.arm))
+        shown.add_row(arm, layers, str(point.seed), *cost, point.run, state(seen) + where)
     console.print(shown)
     if len(made.points) > MAX_ROWS:
         console.print(f"... and {len(made.points) - MAX_ROWS} more points")
@@ -74,9 +75,8 @@ def plan(made: Plan, todo: Sequence[str], expected: Estimate | None) -> None:
     console.print(summary(made, todo, expected))
 
 
-def _arm(made: Plan, arm: str) -> Text:
-    """Its name, and what it cannot be told apart from."""
-    keys = made.confounds.get(arm)
+def _marked(arm: str, keys: Sequence[str] | None) -> Text:
+    """An arm's name, and the keys that its effect cannot be told apart from."""
     return Text(arm).append(f" confounded by {', '.join(keys)}", "yellow") if keys else Text(arm)
 
 
@@ -237,7 +237,7 @@ def arms(found: Sequence[Arm]) -> None:
         versus = "baseline" if arm.is_baseline else f"is {arm.same_as}" if arm.same_as else _signed(arm.difference)
         count = f"{arm.done}/{arm.planned}" + (f", {arm.failed} failed" if arm.failed else "")
         shown.add_row(
-            arm.name,
+            _marked(arm.name, arm.confounds),
             count,
             number(arm.val_loss),
             number(arm.val_loss_sd),
