@@ -620,8 +620,9 @@ class Record:
 
     log_every: int = 0
     """Steps between metric rows; 0: so that a run writes at most 500."""
-    val_every: int = MISSING
-    """Steps between validations; there is always one at the first and one at the last step."""
+    val_every: int = 0
+    """Steps between validations, 0: so that there are ten; there is always one before the first and one after the last
+    step."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: by time alone."""
     checkpoint_seconds: float = 0.0

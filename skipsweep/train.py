@@ -25,6 +25,8 @@ from skipsweep.optim.schedule import lr_factor, window_blocks
 
 # B sequences of a micro-batch, T tokens of a sequence
 
+VALIDATIONS = 10
+"""Of a run whose `record.val_every` is 0, beside the one at step 0."""
 GPU_MICRO_BATCH = 65_536
 """Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
@@ -124,6 +126,7 @@ class Trainer:
         Raises NonFinite within `LOOK_EVERY` steps of a non-finite loss or gradient, on every rank.
         """
         steps = self.config.schedule.steps
+        val_every = self.config.record.val_every or math.ceil(steps / VALIDATIONS)
         self._warm_up()
         if self.step == 0:
             yield Boundary(0, None, None, self.validate())
@@ -132,7 +135,7 @@ class Trainer:
             loss, grad_norm = self._update()
             if self.step % LOOK_EVERY[self.world.device.type] == 0 or self.step == steps:
                 self._raise_if_halted()
-            val_due = self.step % self.config.record.val_every == 0 or self.step == steps
+            val_due = self.step % val_every == 0 or self.step == steps
             if val_due:
                 self.clock.pause()
             val_loss = self.validate() if val_due else None

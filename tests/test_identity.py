@@ -247,7 +247,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "one checkpoint": ({"record": c.Record(val_every=1, keep=1)}, r"record\.keep=1: .* valid: 2 or more"),
     "seed": ({"seed": -1}, r"seed=-1 must not be negative"),
     "retry": ({"retry": "all"}, r"retry=all is unknown; valid: none, failed"),
-    "validation": ({"record": c.Record(val_every=0)}, r"record\.val_every=0 must be above 0"),
+    "validation": ({"record": c.Record(val_every=-1)}, r"record\.val_every=-1 must not be negative"),
 }
 
 

@@ -208,8 +208,7 @@ def _skip(config: RunConfig) -> None:
 
 def _record(config: RunConfig) -> None:
     record = config.record
-    _positive("record.val_every", record.val_every)
-    for key in ("log_every", "checkpoint_every", "checkpoint_seconds"):
+    for key in ("log_every", "val_every", "checkpoint_every", "checkpoint_seconds"):
         _not_negative(f"record.{key}", getattr(record, key))
     if record.keep < 2:
         raise UserError(f"record.keep={record.keep}: a torn checkpoint must have a predecessor; valid: 2 or more")
