@@ -314,6 +314,20 @@ def test_arms_that_differ_in_more_and_arms_with_one_run_are_named(tmp_path: Path
     assert any(text.startswith("the best of 3 arms looks better than it is") for text in warnings)
 
 
+def test_pairs_are_recommended_where_seeds_make_most_of_the_spread(tmp_path: Path) -> None:
+    """Recommended for a new sweep: not where they are declared, and not where they would not help."""
+
+    def warned(folder: str, own: list[float], paired: bool) -> bool:
+        made = Made(tmp_path / folder, baseline="none", plan={"paired": paired})
+        made.arm("none", [2.90, 2.92, 2.94, 2.96, 2.98])
+        made.arm("5", own, sources=[5])
+        return any("spread by 0.001 only, those of other" in text for text in findings.find(made.read()).warnings)
+
+    assert warned("alike", [2.890, 2.911, 2.931, 2.949, 2.969], paired=False)
+    assert not warned("declared", [2.890, 2.911, 2.931, 2.949, 2.969], paired=True)
+    assert not warned("unlike", [2.969, 2.911, 2.931, 2.949, 2.890], paired=False)
+
+
 def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
     published = {"5": {"mean": 2.9, "sd": 0.001, "n": 3}, "none": 2.93, "9": {"mean": 2.5}}
     made = Made(tmp_path, baseline="none", plan={"published": published})

@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from skipsweep.analyze.comparison import Arm, Comparison
+from skipsweep.analyze import statistics
+from skipsweep.analyze.comparison import Arm, Comparison, pairs
 from skipsweep.analyze.evidence import Evidence, Run
 
 MOST_NAMED = 5
+PAIRS_DF = 4
+"""Degrees of freedom from which on the spread of differences is known well enough to recommend pairs."""
+WORTH_PAIRING = 0.5
+"""Of the spread without pairs: half of it is worth four times the seeds."""
 
 
 def of(evidence: Evidence, compared: Comparison) -> list[str]:
@@ -85,6 +90,21 @@ def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
     )
 
 
+def pairs_would_tell_more(evidence: Evidence, compared: Comparison) -> str | None:
+    """Equal seeds share initial values and data, which may be most of what makes runs differ. Declared too late, pairs
+    would be chosen for what they show."""
+    if evidence.paired or compared.spread is None or any(run.imported for run in evidence.runs.values()):
+        return None
+    tested = [arm.name for arm in compared.arms.values() if arm.test is not None]
+    pooled = statistics.pooled_sd([[own - base for base, own in pairs(evidence, arm)] for arm in tested])
+    if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * 2**0.5 * compared.spread:
+        return None
+    return (
+        f"differences between runs of equal seed spread by {pooled[0]:.2g} only, those of other seeds by "
+        f"{2**0.5 * compared.spread:.2g}: a new sweep with sweep.paired=true would tell smaller differences"
+    )
+
+
 def several_environments(evidence: Evidence, compared: Comparison) -> str | None:
     kinds: tuple[tuple[str, Callable[[Run], Iterable[object]]], ...] = (
         ("hosts", lambda run: run.env.hosts),
@@ -125,6 +145,7 @@ RULES = (
     single_seed,
     no_spread,
     best_of_many,
+    pairs_would_tell_more,
     several_environments,
     time_across_machines,
     imported,

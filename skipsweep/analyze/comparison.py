@@ -90,14 +90,14 @@ def _tests(
 ) -> dict[str, Test]:
     assert evidence.baseline is not None
     if evidence.paired:
-        return statistics.paired({arm: _pairs(evidence, arm) for arm in tested})
+        return statistics.paired({arm: pairs(evidence, arm) for arm in tested})
     return statistics.compare(losses[evidence.baseline], tested)
 
 
-def _pairs(evidence: Evidence, arm: str) -> list[tuple[float, float]]:
+def pairs(evidence: Evidence, arm: str) -> list[tuple[float, float]]:
     """(baseline's loss, the arm's loss) of equal seed and replicate."""
     assert evidence.baseline is not None
     arms = evidence.arms()
     base = {(p.seed, p.replicate): evidence.runs[p.run].val_loss for p in arms[evidence.baseline]}
-    pairs = [(base.get((p.seed, p.replicate)), evidence.runs[p.run].val_loss) for p in arms[arm]]
-    return [(a, b) for a, b in pairs if a is not None and b is not None]
+    both = [(base.get((p.seed, p.replicate)), evidence.runs[p.run].val_loss) for p in arms[arm]]
+    return [(a, b) for a, b in both if a is not None and b is not None]
