@@ -23,7 +23,7 @@ from skipsweep.inspection.inspect import inspect, read
 from skipsweep.inspection.trace import trace
 from skipsweep.model.gpt import build
 from skipsweep.model.norm import norm
-from skipsweep.model.shape import token_embeddings
+from skipsweep.model.shape import token_embeddings, value_table
 from skipsweep.rundir import RunDir
 
 WINDOW = 2
@@ -88,7 +88,8 @@ def test_every_mechanism_inspects_and_contributions_add_up(case: str) -> None:
     json.dumps(asdict(told), allow_nan=False)
     values = [f"ve{k}" for k in range(len(cfg.embeddings.value_layers))]
     layers = [f"layer {i}" for i in range(cfg.model.layers)]
-    assert [lens.what for lens in told.lens] == [*layers, "output", *token_embeddings(cfg), *values]
+    added = [f"ve{k}, layer {layer}" for layer, k in sorted(value_table(cfg).items())]
+    assert [lens.what for lens in told.lens] == [*layers, "output", *token_embeddings(cfg), *values, *added]
     assert [lens.normed for lens in told.lens if lens.what in values] == [False] * len(values)
     assert all(len(guesses) == 3 for lens in told.lens for guesses in lens.top)
     for one in told.shares:
@@ -163,7 +164,21 @@ def test_value_embeddings_are_decoded_as_they_are_and_token_embeddings_normed() 
     for what, vector in {"ve0": table["ve0"][ids[0]], "x01": norm(table["x01"][ids[0]])}.items():
         lens = next(lens for lens in told.lens if lens.what == what)
         assert [row[0].p for row in lens.top] == pytest.approx(model.head(vector).softmax(-1).amax(-1).tolist())
-    assert [lens.title for lens in told.lens] == ["output", "x00", "x01", "ve0 (not normed)"]
+    titles = [lens.title for lens in told.lens]
+    assert titles[:4] == ["output", "x00", "x01", "ve0 (not normed)"]
+
+
+def test_what_attention_adds_of_a_value_embedding_is_decoded() -> None:
+    """Seed 003's W_o(lambda ve): the change to the block where its own values weigh nothing and a token sees itself."""
+    cfg = recipe(dtype="float64")
+    model, (ids, _) = shaken(cfg), tokens(cfg, 1)
+    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 1, [])
+    [(layer, name), *_] = [(i, f"ve{k}, layer {i}") for i, k in sorted(value_table(cfg).items())]
+    lens = next(lens for lens in told.lens if lens.what == name)
+    block: Any = model.blocks[layer]
+    used = model.context(ids[:, :1], 0).layers[layer]._replace(value_lambda=torch.zeros((), dtype=torch.float64))
+    added = block.attention(torch.ones(1, 1, cfg.model.dim, dtype=torch.float64), used)[0]
+    assert lens.top[0][0].p == pytest.approx(model.head(added).softmax(-1).max().item())
 
 
 def test_ties_keep_all_k() -> None:
@@ -187,6 +202,22 @@ def test_shares_are_weights_by_length() -> None:
     assert [(t.name, t.rms, t.share) for t in terms] == [("a", 1.0, 0.5), ("b", 2.0, -0.5)]
     [none] = readings._terms(readings.Sum([torch.ones(3)], [0.0], torch.zeros(3)), ["a"])
     assert none.share is None
+
+
+def test_values_and_value_embeddings_share_what_attention_mixes() -> None:
+    """Own values are normed per head, hence of RMS 1; the embedding counts by its own."""
+    cfg = recipe(dtype="float64")
+    model, (ids, _) = shaken(cfg), tokens(cfg, 1)
+    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 1, [])
+    found = {one["layer"]: one["terms"] for one in told.shares if one["mechanism"] == "value"}
+    assert list(found) == sorted(value_table(cfg))
+    for layer, (own, embedded) in found.items():
+        weights = [told.lambdas.get(f"lambda/value/{layer}/{name}", 1.0) for name in ("v", "ve")]
+        assert [own["weight"], embedded["weight"]] == pytest.approx(weights)
+        assert own["rms"] == pytest.approx(1, rel=1e-3)
+        assert embedded["rms"] == pytest.approx(told.embedding_rms[embedded["name"]])
+        total = abs(weights[0]) * own["rms"] + abs(weights[1]) * embedded["rms"]
+        assert embedded["share"] == pytest.approx(weights[1] * embedded["rms"] / total)
 
 
 @pytest.mark.parametrize(

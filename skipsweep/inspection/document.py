@@ -26,9 +26,12 @@ class Lens:
     """What the head makes of one vector per position."""
 
     what: str
-    """`layer 3` (the stream after that block), `output`, `x00`, `ve0`, ..."""
+    """`layer 3` (the stream after that block), `output`, `x00`, `ve0`, ..., `ve0, layer 3` (what attention adds of
+    it)."""
     normed: bool
     """Whether the vector was normed before the head; the output has passed the readout."""
+    aside: bool
+    """Left out where there is room for few."""
     top: list[list[Guess]]
     """Per position, likeliest first; ties keep all of them, lower ids first."""
 

@@ -160,8 +160,8 @@ def _lenses(
     layers: Sequence[int],
     name: Name,
 ) -> list[Lens]:
-    def lens(what: str, normed: bool, logits: Tensor) -> Lens:
-        return Lens(what, normed, [[Guess(i, name(i), p) for i, p in row] for row in readings.top(logits, k)])
+    def lens(what: str, normed: bool, logits: Tensor, aside: bool = False) -> Lens:
+        return Lens(what, normed, aside, [[Guess(i, name(i), p) for i, p in row] for row in readings.top(logits, k)])
 
     streams = {f"layer {i}": found.streams[i] for i in layers}
     with torch.no_grad():
@@ -171,7 +171,22 @@ def _lenses(
         lens("output", False, output),
         *(lens(what, True, readings.decode(model, x, normed=False)) for what, x in embeddings.items()),
         *(lens(what, False, readings.decode(model, x, normed=False)) for what, x in values.items()),
+        *(lens(what, False, readings.decode(model, x, False), aside=True) for what, x in _added(model, found).items()),
     ]
+
+
+@torch.no_grad()
+def _added(model: GPT, found: Trace) -> dict[str, Tensor]:
+    """What attention adds of a value embedding (1, T, D) where a token looks at itself alone: W_o (lambda ve), before
+    gates on heads; for every layer that has one."""
+    made = {}
+    for i, layer in enumerate(found.ctx.layers):
+        attention: Any = model.blocks[i].attention
+        if layer.value_embedding is not None and layer.value_embedding_lambda is not None and attention is not None:
+            value = layer.value_embedding_lambda * layer.value_embedding
+            name = readings.value_name(model, i)
+            made[f"{name}, layer {i}"] = torch.nn.functional.linear(value, attention.out)
+    return made
 
 
 def _sources(parts: Contributions) -> list[Source]:

@@ -40,12 +40,13 @@ def save(found: Inspection, folder: Path) -> list[Path]:
 
 def tokens(found: Inspection) -> Any:
     """Heat map: the likeliest next token at every position, as decoded from every layer, the output and embeddings."""
+    few = [lens for lens in found.lens if not lens.aside]
     rows = [
         {"at": at, "what": lens.title, "token": _cell(guesses[0].text), "p": guesses[0].p}
-        for lens in found.lens
+        for lens in few
         for at, guesses in enumerate(lens.top)
     ]
-    order = [lens.title for lens in found.lens]
+    order = [lens.title for lens in few]
     given = [_cell(token.text) for token in found.prompt]
     labels = alt.Axis(
         labelExpr=f"{_list(given)}[datum.value]",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipsweep.inspection.trace import Sum, Trace, mechanisms
+from skipsweep.inspection.trace import VALUES, Sum, Trace, mechanisms
 from skipsweep.model.gpt import GPT
 from skipsweep.model.norm import norm
 
@@ -61,7 +61,7 @@ class Shares:
 
     mechanism: str
     layer: int | None
-    """Before whose block it stands; None: after the last."""
+    """Before whose block it stands (`value`: in it); None: after the last."""
     terms: list[Term]
 
 
@@ -72,7 +72,7 @@ def shares(model: GPT, found: Trace) -> list[Shares]:
         Shares(
             name,
             None if layer == depth or name == "tail" else layer,
-            _terms(made, _names(name, modules[name], layer)),
+            _terms(made, ["own", value_name(model, layer)] if name == VALUES else _names(name, modules[name], layer)),
         )
         for (name, layer), made in sorted(found.sums.items(), key=lambda item: item[0][1])
     ]
@@ -85,6 +85,11 @@ def _terms(made: Sum, names: Sequence[str]) -> list[Term]:
         Term(name, w, size, w * size / total if total else None)
         for name, w, size in zip(names, made.weights, sizes, strict=True)
     ]
+
+
+def value_name(model: GPT, layer: int) -> str:
+    """Which value embedding a layer has."""
+    return f"ve{model.context.tables[layer]}"  # pyright: ignore[reportIndexIssue]
 
 
 def _names(mechanism: str, module: Any, layer: int) -> list[str]:

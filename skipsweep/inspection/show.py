@@ -25,11 +25,10 @@ def inspection(found: Inspection, folder: Path | None) -> None:
 
 def _lens(found: Inspection) -> None:
     """Position by position the likeliest next token of every source; all k stand in the JSON."""
-    shown = table(
-        ">at", "read", *(lens.title for lens in found.lens), title="\nlikeliest next token and its probability"
-    )
+    few = [lens for lens in found.lens if not lens.aside]
+    shown = table(">at", "read", *(lens.title for lens in few), title="\nlikeliest next token and its probability")
     for at, token in enumerate(found.prompt):
-        cells = (f"{visible(lens.top[at][0].text)} {lens.top[at][0].p:.2f}" for lens in found.lens)
+        cells = (f"{visible(lens.top[at][0].text)} {lens.top[at][0].p:.2f}" for lens in few)
         shown.add_row(str(at), visible(token.text), *cells)
     console.print(shown)
     last = table("from", *[f"{n + 1}." for n in range(len(found.lens[0].top[0]))], title="\nafter the last token")

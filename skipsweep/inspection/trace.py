@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from skipsweep.model.gpt import GPT
-from skipsweep.model.seams import Context, Outputs
+from skipsweep.model.seams import Context, Layer, Outputs
 from skipsweep.model.weighted import WeightedSum
+
+VALUES = "value"
+"""Name of the sums of values and value embeddings, inside attention."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,21 @@ class Trace:
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     """What the head saw (1, T, F)."""
     sums: dict[tuple[str, int], Sum] = field(default_factory=dict)
-    """(mechanism, layer before whose block it was computed) -> the sum; the readout's is (`readout`, layers)."""
+    """(mechanism, layer before or in whose block it was computed) -> the sum; the readout's is (`readout`, layers)."""
+
+
+class _ToldValues(Layer):
+    """A layer that tells the sum of its own values and a value embedding."""
+
+    keep: Any
+
+    def weigh_values(self, v: Tensor) -> Tensor:
+        result = super().weigh_values(v)
+        if self.value_embedding is not None and self.value_embedding_lambda is not None:
+            own = 1.0 if self.value_lambda is None else float(self.value_lambda)
+            terms = [v.flatten(2), self.value_embedding]
+            self.keep(VALUES, Sum(terms, [own, float(self.value_embedding_lambda)], result.flatten(2)))
+        return result
 
 
 def mechanisms(model: GPT) -> dict[str, Any]:
@@ -59,6 +76,12 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
     def at_context(_: nn.Module, args: Any, result: Context) -> None:
         found.ctx = result
 
+    def before_block(_: nn.Module, args: Any) -> Any:
+        x, g, layer = args
+        told = _ToldValues(*layer)
+        told.keep = keep
+        return x, g, told
+
     def at_block(_: nn.Module, args: Any, result: Tensor) -> None:
         found.given.append(args[0])
         found.streams.append(result)
@@ -73,6 +96,7 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
         model.context.register_forward_hook(at_context),
         model.inject.register_forward_pre_hook(at_layer),
         model.readout.register_forward_pre_hook(at_readout),
+        *(block.register_forward_pre_hook(before_block) for block in model.blocks),
         *(block.register_forward_hook(at_block) for block in model.blocks),
     ]
     try:
