@@ -298,11 +298,14 @@ def import_speedrun_log(
     if as_json:
         return _print_json(asdict(found))
     typer.echo(f"{len(found.runs)} run(s) in sweep {sweep}")
-    for what in ("refused", "unmatched", "repeated", "damaged"):
+    said = {name: name for name in ("refused", "unmatched", "repeated", "damaged")} | {
+        "kept": "kept in its earlier arm"
+    }
+    for what, text in said.items():
         names = getattr(found, what)
         if names:
             shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-            typer.echo(f"{len(names)} {what}: {shown}", err=True)
+            typer.echo(f"{len(names)} {text}: {shown}", err=True)
 
 
 def main() -> None:
