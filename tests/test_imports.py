@@ -189,7 +189,7 @@ def test_an_imported_run_is_not_mirrored_and_its_sweep_not_launched(tmp_path: Pa
     multirun = Multirun(tmp_path / "multirun")
     [name] = import_logs(multirun, [write(tmp_path / "a" / "a.txt", text())], "old").runs
     with pytest.raises(UserError, match="cannot be mirrored"):
-        cli.sync(name, str(multirun.path))
+        cli.sync(name, multirun=str(multirun.path))
     with pytest.raises(UserError, match="was imported and cannot be launched"):
         launch.make_plan(
             from_command_line(
