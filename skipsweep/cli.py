@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from skipsweep import progress, provenance
 from skipsweep.config import Paths
 from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun
+from skipsweep.rundir import Multirun, names_a_folder
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Corpora: tokenise, download, list, check.", no_args_is_help=True)
@@ -206,20 +207,46 @@ def plan(
 
 @app.command()
 def sync(
-    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")], multirun: Folder = "multirun"
+    name: Annotated[str, typer.Argument(help="A sweep; or a run: name, id or the beginning of one.")],
+    as_json: Json = False,
+    multirun: Folder = "multirun",
 ) -> None:
-    """Replay a run's metrics into a fresh wandb folder, e.g. after wandb had failed."""
+    """Upload a sweep's finished runs to wandb, once each; or replay one run as its logger says, after wandb had
+    failed."""
+    folder = _multirun(multirun)
+    if names_a_folder(name) and folder.sweep(name).plan.exists():
+        return _upload(folder, name, as_json)
     from skipsweep import mirror
     from skipsweep.analyze.compare import find
 
-    found = find(_multirun(multirun), run)
+    found = find(folder, name)
     if not found.config.exists():
         raise UserError(f"{found.name} has no config.yaml; imported runs cannot be mirrored")
     trouble = mirror.sync(found)
     if trouble is not None:
         print(f"error: wandb: {trouble}", file=sys.stderr)
         raise typer.Exit(1)
+    if as_json:
+        return _print_json([{"run": found.name, "state": "mirrored", "message": None}])
     typer.echo(f"mirrored into {found.mirror}")
+
+
+def _upload(multirun: Multirun, sweep: str, as_json: bool) -> None:
+    """Exit status 1 if a run could not be uploaded."""
+    from skipsweep import upload
+
+    found = []
+    for outcome in upload.sweep(multirun, sweep):
+        found.append(outcome)
+        if not as_json:
+            typer.echo(str(outcome))
+    if as_json:
+        _print_json([asdict(outcome) for outcome in found])
+    else:
+        counts = Counter(outcome.state for outcome in found)
+        typer.echo(f"{len(found)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    if any(outcome.is_failure for outcome in found):
+        raise typer.Exit(1)
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -298,11 +325,14 @@ def import_speedrun_log(
     if as_json:
         return _print_json(asdict(found))
     typer.echo(f"{len(found.runs)} run(s) in sweep {sweep}")
-    for what in ("refused", "unmatched", "repeated", "damaged"):
+    said = {name: name for name in ("refused", "unmatched", "repeated", "damaged")} | {
+        "kept": "kept in its earlier arm"
+    }
+    for what, text in said.items():
         names = getattr(found, what)
         if names:
             shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-            typer.echo(f"{len(names)} {what}: {shown}", err=True)
+            typer.echo(f"{len(names)} {text}: {shown}", err=True)
 
 
 def main() -> None:

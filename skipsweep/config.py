@@ -706,7 +706,8 @@ class Sweep:
     allow_confound: bool = False
     """Plan arms that differ in more than they may all the same, and mark them there and in plan.json."""
     published: dict[str, Any] = field(default_factory=dict)
-    """Arm -> published figures, to stand beside ours."""
+    """Choice of `data` -> arm -> published figures (mean, sd, n, steps) to stand beside ours: as with `targets`, those
+    of one corpus say nothing about another."""
     paired: bool | None = None
     """Whether reports compare runs of equal seed in pairs. Decided when the sweep is first launched: later, results
     could decide it. null: as at first, else false."""

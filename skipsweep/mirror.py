@@ -7,7 +7,8 @@ should training be killed, the kernel closes it, and the mirror still takes in w
 Every step once, over all restarts
     Rows after the last checkpoint reappear in the next attempt, and wandb keeps up to 15 s of rows in memory: a mirror
     that is killed loses them, so a mark that advances with every row would leave gaps. `wandb/mirror.json` therefore
-    holds `last_step` and `folders` of mirrors that *finished*, and is written when one does. The next mirror goes on
+    holds `last_step` and `folders` of mirrors that *finished* (and `uploaded`, a hash of what they told a server of the
+    run's end), and is written when one does. The next mirror goes on
     after `last_step`, in a folder of its own (`wandb sync` joins folders of one id in order of their start); offline
     folders that are not listed were cut short and are deleted, since all their rows are logged again. Online, the
     server says which step comes next.
@@ -117,6 +118,18 @@ def sync(run: RunDir, logger: config.Wandb | None = None, timeout: float = LINGE
     finally:
         process.kill()
         process.wait()
+
+
+def is_uploaded(run: RunDir) -> bool:
+    """Whether a server has this run as it ended, under the sweeps that it serves now."""
+    return _record(run).get("uploaded") == _ending(run, run.read_serves())
+
+
+def _ending(run: RunDir, serves: dict[str, Any]) -> str:
+    """Hash of how a run ended and of the sweeps it serves."""
+    status = run.read_status()
+    told = [status.get("state"), status.get("attempt"), status.get("restart"), serves]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _launch(run: RunDir, logger: config.Wandb, mode: str, stdin: int) -> subprocess.Popen[bytes]:
@@ -246,11 +259,45 @@ class Once:
 
 
 def _labels(run: RunDir) -> tuple[str | None, list[str]]:
-    """(group, tags): the arm in the first sweep by name, and what all points this run serves are called."""
-    serves = files.read_json(run.serves) or {}
+    """(group, tags): the arm in the first sweep by name; every sweep, and what all points that this run serves are
+    called."""
+    serves = run.read_serves()
     arms = [serves[sweep]["arm"] for sweep in sorted(serves)]
     tags = {_cut(tag, TAG_LENGTH) for points in serves.values() for tag in points["tags"]}
+    tags |= {sweep_tag(sweep) for sweep in serves}
     return (_cut(arms[0], GROUP_LENGTH) if arms else None), sorted(tags)
+
+
+def sweep_tag(sweep: str) -> str:
+    """The tag by which wandb finds all runs of a sweep."""
+    return _cut(f"sweep={sweep}", TAG_LENGTH)
+
+
+def sweep_key(sweep: str) -> str:
+    """What a sweep is called in a run's configuration at wandb, where a point separates keys."""
+    return sweep.replace(".", "_")
+
+
+def _config(run: RunDir) -> dict[str, Any]:
+    """config.yaml and, under `serves`, what dashboards group by: arm, ordering and number of sources in every sweep.
+
+    A run may serve several orderings, which agree on their first layers and on all; it is then grouped under all their
+    names at once.
+    """
+    settings = files.read_yaml(run.config)
+    sources = len(settings["skip_layers"]["layers"] or ())
+    serves = {
+        sweep_key(sweep): {"arm": points["arm"], "ordering": _ordering(points["tags"], sources), "N": sources}
+        for sweep, points in run.read_serves().items()
+    }
+    return {**settings, "serves": serves}
+
+
+def _ordering(tags: list[str], sources: int) -> str:
+    """`multi_layer/best_to_worst/N=5` -> `best_to_worst`; one source or none has no order."""
+    if sources < 2:
+        return "single_layer" if sources else "none"
+    return "+".join(dict.fromkeys(tag.split("/")[1] for tag in sorted(tags) if tag.count("/") > 1)) or "given"
 
 
 def _cut(text: str, length: int) -> str:
@@ -285,7 +332,7 @@ def _open(run: RunDir, id: str, logger: config.Wandb) -> Any:
     group, tags = _labels(run)
     mode: Any = logger.mode  # wandb itself refuses what is no mode
     opened = wandb.init(
-        config=files.read_yaml(run.config),
+        config=_config(run),
         dir=run.path,
         entity=logger.entity,
         group=group,
@@ -332,6 +379,7 @@ def _log(opened: Any, row: dict[str, Any]) -> None:
 def _mirror(run: RunDir, logger: config.Wandb, fresh: bool, ended: threading.Event) -> None:
     """Open, follow until `ended`, finish, and only then set the mark."""
     id, since = _id(run)
+    serves = run.read_serves()
     opened = _open(run, id, logger)
     folder = Path(opened.dir).parent.name
     if fresh or _record(run).get("id") != id:
@@ -345,6 +393,7 @@ def _mirror(run: RunDir, logger: config.Wandb, fresh: bool, ended: threading.Eve
     _finish(run, opened)
     if not offline:
         _discard(run, id, keep=[])
+        _note(run, uploaded=_ending(run, serves))
     _note(run, folders=[*earlier, folder], last_step=max(last, once.next_step - 1), failed=None)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from skipsweep.config import leaves, recipe_of
+from skipsweep.errors import UserError
 from skipsweep.sweep import launch
 from skipsweep.sweep.entry import CONF, from_command_line
 from skipsweep.sweep.estimate import estimate
 from skipsweep.sweep.plan import Plan
+from skipsweep.sweep.precision import precision
 
 DOCUMENT = CONF.parent / "docs" / "experiments.md"
 FILES = {file.stem: file.read_text() for file in sorted((CONF / "experiment").glob("*.yaml"))}
@@ -47,7 +49,7 @@ def test_a_question_at_medium_scale(medium: Plan) -> None:
         assert [key for key in sorted(found) if not within(key, [*declared, *FREE])] == []
         assert all(differences(medium, point.run, points[0].run) <= set(FREE) for point in points)
     assert {(run.model.layers, run.model.dim) for run in medium.configs.values()} == {(16, 1024)}
-    assert set(medium.sweep.published) <= arms.keys()
+    assert set(medium.published) <= arms.keys()
 
     cost = estimate(medium, list(medium.configs), 1)
     assert cost is not None
@@ -66,6 +68,28 @@ def row(name: str) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_every_experiment_is_in_the_document(name: str) -> None:
     assert row(name)
+
+
+def test_published_figures_are_for_their_corpus(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their spread says what a plan's seeds can tell there, and nothing elsewhere."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
+    one = ["experiment=single_layer", "sweep.seeds=range(0,2)", f"paths.multirun={tmp_path}"]
+    here, there = (launch.make_plan(from_command_line([*one, *more])) for more in ([], ["scale=medium"]))
+    assert (here.published, precision(here)) == ({}, None)
+    assert there.published["none"]["n"] == 160
+    assert (found := precision(there)) is not None
+    assert (found.sd, found.source) == (0.0008, "published for none")
+
+
+def test_published_figures_of_an_unknown_corpus_are_refused(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
+    arguments = ["experiment=demo", "+sweep.published={none: {mean: 2.9}}", f"paths.multirun={tmp_path}"]
+    with pytest.raises(UserError, match=r"sweep\.published: none is no choice of data; valid: fineweb100B"):
+        launch.make_plan(from_command_line(arguments))
 
 
 def test_settings_of_the_compiler_do_not_share_runs(

@@ -136,6 +136,18 @@ def test_importing_again_changes_nothing_and_more_extends(tmp_path: Path) -> Non
     assert [point["key"] for point in points] == [["arm", 0, 0], ["arm", 1, 0]]
 
 
+def test_importing_again_under_another_arm_moves_no_run(tmp_path: Path) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    log = write(tmp_path / "one" / "two" / "a.txt", text(2.9))
+    [name] = import_logs(multirun, [log], "old", r"(one)/").runs
+    again = import_logs(multirun, [log, write(log.with_name("b.txt"), text(2.8))], "old", r"/(two)/")
+    assert again.kept == [f"{log}: one"]
+    assert [multirun.run(run).read_serves()["old"]["arm"] for run in again.runs] == ["one", "two"]
+    assert [point["key"][0] for point in json.loads(multirun.sweep("old").plan.read_text())["points"]] == ["one", "two"]
+    other = import_logs(multirun, [log], "other", r"/(two)/")
+    assert (other.runs, other.kept) == ([name], [])
+
+
 def test_runs_without_a_final_loss_are_failed(tmp_path: Path) -> None:
     multirun = Multirun(tmp_path / "multirun")
     nan = text().replace("2.919954", "nan")
@@ -163,6 +175,7 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, str], me
     log = write(tmp_path / "arm" / "a.txt", text())
     with pytest.raises(UserError, match=message):
         import_logs(Multirun(tmp_path / "multirun"), [log], **{"sweep": "old", **arguments})
+    assert not (tmp_path / "multirun").exists(), "nothing is written"
 
 
 def test_a_launched_sweep_is_not_mixed_with_imports(tmp_path: Path) -> None:
@@ -176,7 +189,7 @@ def test_an_imported_run_is_not_mirrored_and_its_sweep_not_launched(tmp_path: Pa
     multirun = Multirun(tmp_path / "multirun")
     [name] = import_logs(multirun, [write(tmp_path / "a" / "a.txt", text())], "old").runs
     with pytest.raises(UserError, match="cannot be mirrored"):
-        cli.sync(name, str(multirun.path))
+        cli.sync(name, multirun=str(multirun.path))
     with pytest.raises(UserError, match="was imported and cannot be launched"):
         launch.make_plan(
             from_command_line(

@@ -21,7 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("distributed", "optim.schedule"),
     ("data", "analyze", "slurm.squeue", "slurm.batch_step", "slurm.logs"),
     ("model", "optim"),
-    ("slurm.cancel", "slurm.settings", "sweep.relative"),
+    ("board", "dashboard", "slurm.cancel", "slurm.settings", "sweep.relative", "upload"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
     ("sweep.hydra_schema", "sweep.identity", "sweep.ranking", "sweep.confound", "sweep.shorthand"),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
@@ -45,7 +45,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """From the bottom up. A unit (a module, or a whole package) may import itself and units of earlier rows, not its
 neighbours."""
 
-READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "rundir", "status")}
+READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "published", "rundir", "status")}
 """Unit -> all it may import of ours, where that is less than the order allows."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -55,6 +55,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "omegaconf": ("sweep", "hydra_plugins", "launch"),
     "submitit": ("slurm.submit",),
     "wandb": ("mirror", "dashboard"),
+    "wandb_workspaces": ("dashboard",),
     "huggingface_hub": ("data.hub",),
     "httpx2": ("data.hub",),
     "torch": ("checkpoint", "distributed", "inspection", "job", "model", "optim", "record", "train"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_wandb import CANARY, alone, append, frozen, put_before_wandb, row
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,62 +26,7 @@ from skipsweep import files, mirror
 from skipsweep.mirror import Mirror, Once, Tail, sync
 from skipsweep.rundir import RunDir
 
-CANARY = "c4n4ry" * 7
 OFFLINE = c.Wandb(mode="offline", project="mirror-test")
-
-FAKE_WANDB = """
-import json, os, time
-from pathlib import Path
-
-PLAN = os.environ.get("FAKE_WANDB")
-
-class Settings(dict):
-    def __init__(self, **settings):
-        super().__init__(settings)
-
-class Run:
-    def __init__(self, dir, id, mode, **rest):
-        kind = "offline-run" if mode == "offline" else "run"
-        self.folder = Path(dir, "wandb", f"{kind}-{time.time_ns()}-{id}")
-        self.dir = self.folder / "files"
-        self.dir.mkdir(parents=True)
-        self.starting_step = int(os.environ.get("FAKE_WANDB_STEP", 0))
-        self.summary = {}
-
-    def define_metric(self, *args, **kwargs):
-        pass
-
-    def log(self, row, step, commit):
-        if PLAN == "raise in log" and step == 2:
-            raise RuntimeError("no log today")
-        with open(self.folder / "rows.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\\n")
-
-    def finish(self, exit_code):
-        if PLAN == "hang in finish":
-            time.sleep(600)
-        (self.folder / "exit_code").write_text(str(exit_code))
-
-def init(**arguments):
-    if PLAN == "raise in init":
-        raise RuntimeError(f"no server\\nfor {os.environ['WANDB_API_KEY']}")
-    if PLAN == "exit in init":
-        raise SystemExit(0)
-    if PLAN == "hang in init":
-        time.sleep(600)
-    return Run(**arguments)
-"""
-
-
-def row(step: int, attempt: int = 1) -> dict[str, Any]:
-    val = {"val/loss": 1 + abs(step - 6) / 8} if step % 3 == 0 else {}
-    head = {"step": step, "tokens": 64 * step, "attempt": attempt, "train_time_s": step / 4, "time": 1.7e9 + step}
-    return {**head, "train/loss": 3 / (step + 1), **val, "lr/matrix": 0.01, "lambda/skip/11": -0.25, "grad_norm": None}
-
-
-def append(run: RunDir, *steps: int, attempt: int = 1) -> None:
-    for step in steps:
-        files.append_row(run.metrics, row(step, attempt))
 
 
 def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
@@ -95,32 +41,19 @@ def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A frozen run, in a working directory and a home that must stay empty."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name, value in (("HOME", tmp_path / "home"), ("WANDB_API_KEY", CANARY)):
-        monkeypatch.setenv(name, str(value))
+    alone(tmp_path, monkeypatch)
     for folder in ("home", "cwd"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    config = c.RunConfig(
-        head_type=c.Last(),
-        gate_targets=c.NoGates(),
-        data=c.Synthetic(),
-        optim=c.AdamW(),
-        schedule=c.Constant(steps=12),
-        logger=OFFLINE,
-    )
     run = RunDir(tmp_path / "tiny-skip11-0123456789ab")
-    run.freeze(config, {})
+    run.freeze(frozen(OFFLINE), {})
     return run
 
 
 @pytest.fixture
 def fake(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Puts the fake wandb before the real one; set FAKE_WANDB to what shall go wrong."""
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "wandb.py").write_text(FAKE_WANDB)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"), prepend=os.pathsep)
+    put_before_wandb(tmp_path, monkeypatch)
     return monkeypatch
 
 
@@ -194,11 +127,13 @@ def test_wandbs_file_holds_rows_config_labels_summary_and_no_secret(run: RunDir,
     (opened,) = found["run"]
     assert (opened["run_id"], opened["display_name"]) == ("0123456789ab", "tiny-skip11-0123456789ab")
     assert (opened["project"], opened["run_group"]) == ("mirror-test", "11")
-    assert len(opened["tags"]) == 3
-    assert "record/skip" in opened["tags"]
+    assert len(opened["tags"]) == 5
+    assert {"record/skip", "sweep=record", "sweep=all"} < set(opened["tags"])
     assert "host" not in opened
     summary = json.loads(inspect(folder, "--summary"))
-    assert summary["config"] == files.read_yaml(run.config)
+    serves = {"record": {"arm": "skip"}, "all": {"arm": "11"}}
+    expected = {sweep: place | {"ordering": "none", "N": 0} for sweep, place in serves.items()}
+    assert summary["config"] == files.read_yaml(run.config) | {"serves": expected}
     assert summary["exit_code"] == 0
     assert summary["summary"]["val/loss"] == {"min": 1.0}
     assert summary["summary"]["result/val_loss"] == 1.25
@@ -475,9 +410,20 @@ def test_group_and_tags_unite_all_sweeps_and_long_tags_stay_apart(run: RunDir) -
     run.note_serves({"a": {"arm": "baseline", "tags": ["a"]}})
     group, tags = mirror._labels(run)
     assert group == "baseline"
-    assert tags[0] == "a"
-    assert len(tags) == 3
-    assert {len(tag) for tag in tags[1:]} == {64}
+    assert tags[:4] == ["a", "sweep=a", "sweep=b", tags[3]]
+    assert len(tags) == 5
+    assert {len(tag) for tag in tags[3:]} == {64}
+
+
+def test_what_dashboards_group_by(run: RunDir) -> None:
+    settings = files.read_yaml(run.config)
+    files.write_yaml(run.config, settings | {"skip_layers": {"layers": [2, 5]}})
+    tags = ["multi_layer/early_to_late/N=2", "multi_layer/random/N=2"]
+    run.note_serves({"v1.2": {"arm": "top2", "tags": tags}, "b": {"arm": "two", "tags": ["multi_layer/given/N=2"]}})
+    assert mirror._config(run)["serves"] == {
+        "v1_2": {"arm": "top2", "ordering": "early_to_late+random", "N": 2},
+        "b": {"arm": "two", "ordering": "given", "N": 2},
+    }
 
 
 def test_serve_writes_only_what_changes(run: RunDir) -> None:

@@ -339,6 +339,38 @@ def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
     assert (other["arm"], other["n"]) == ("9", None)
 
 
+MEDIUM = {"data.name": "fineweb10B", "model.layers": 16, "model.dim": 1024}
+
+
+def test_shipped_figures_stand_beside_the_arms_that_repeat_them(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93], recipe=MEDIUM)
+    made.arm("five", [2.921], sources=[5], recipe=MEDIUM, steps=5690)
+    made.arm("wide", [2.91], sources=["input"], recipe=MEDIUM | {"head_type.name": "concat"}, steps=5690)
+    tags = ["multi_layer/best_to_worst/N=2"]
+    made.arm("two", [2.917], sources=[10, 11], tags=tags, recipe=MEDIUM, steps=5500)
+    found = findings.find(made.read())
+    five, wide, two = rows(found, "published")
+    assert (five["arm"], five["published"], five["published_n"]) == ("five", 2.918836, 1)
+    assert five["difference"] == pytest.approx(2.921 - 2.918836)
+    assert (wide["arm"], wide["published"]) == ("wide", 2.927475)
+    assert (two["published"], two["published_n"]) == (pytest.approx((2.917641 + 2.917946) / 2), 2)
+    assert two["published_sd"] == pytest.approx(0.000305 / 2**0.5)
+    [told] = [text for text in found.warnings if text.startswith("published runs")]
+    assert "other steps: two (5550)" in told
+    assert "Snoo" in told
+
+
+@pytest.mark.parametrize("other", [{"data.name": "sotu"}, {"model.layers": 12}, {"model.dim": 768}])
+def test_shipped_figures_of_another_corpus_or_trunk_stand_nowhere(tmp_path: Path, other: dict[str, object]) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93])
+    made.arm("five", [2.921], sources=[5], recipe=MEDIUM | other)
+    found = findings.find(made.read())
+    assert rows(found, "published") == []
+    assert not [text for text in found.warnings if text.startswith("published runs")]
+
+
 # -------------------------------------------------------------------------------------------------------------- golden
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from skipsweep.analyze import statistics
+from skipsweep.analyze import beside, statistics
 from skipsweep.analyze.comparison import Arm, Comparison, pairs
 from skipsweep.analyze.evidence import Evidence, Run
 
@@ -136,6 +136,20 @@ def imported(evidence: Evidence, compared: Comparison) -> str | None:
     return f"{count} of {len(evidence.runs)} runs were imported from logs: settings and seeds are not known"
 
 
+def published_otherwise(evidence: Evidence, compared: Comparison) -> str | None:
+    """Arms whose published runs took other steps than ours, and what else is known to be different about them."""
+    theirs = beside.published(evidence)
+    found = list(dict.fromkeys(one.caveat for arm, one in theirs.items() if arm in compared.arms and one.caveat))
+    arms = [
+        f"{arm} ({one.steps})"
+        for arm, one in theirs.items()
+        if arm in compared.arms and one.steps and (own := _steps(compared.arms[arm])) and own != {one.steps}
+    ]
+    if arms:
+        found.insert(0, f"these ran other steps: {named(arms)}")
+    return f"published runs are not ours in all but the machine: {'; '.join(found)}" if found else None
+
+
 RULES = (
     unfinished,
     no_baseline,
@@ -149,6 +163,7 @@ RULES = (
     several_environments,
     time_across_machines,
     imported,
+    published_otherwise,
 )
 
 

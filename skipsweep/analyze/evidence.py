@@ -13,7 +13,7 @@ import numpy as np
 
 from skipsweep import files
 from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun, RunDir
+from skipsweep.rundir import Multirun, RunDir, names_a_folder
 from skipsweep.status import observe
 
 OUTCOMES = ("done", "failed", "running", "missing")
@@ -168,7 +168,7 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError("no sweep named; `skipsweep status` lists them")
-    plans = {name: _plan(multirun, name) for name in names}
+    plans = {name: read_plan(multirun, name) for name in names}
     wanted = [point for name, plan in plans.items() for point in _points(name, plan)]
     runs = {run: read_run(multirun.run(run)) for run in dict.fromkeys(point.run for point in wanted)}
     points, baseline = _unite(wanted, runs), plans[names[0]].get("baseline")
@@ -188,10 +188,11 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
     )
 
 
-def _plan(multirun: Multirun, name: str) -> dict[str, Any]:
+def read_plan(multirun: Multirun, name: str) -> dict[str, Any]:
+    """plan.json of a sweep. Raises UserError where there is none, or it cannot be read."""
     folder = multirun.sweep(name)
     try:
-        found = files.read_json(folder.plan) if name and "/" not in name else None
+        found = files.read_json(folder.plan) if names_a_folder(name) else None
     except (ValueError, OSError) as problem:
         raise UserError(
             f"{folder.plan} cannot be read ({problem}); the launch that made it writes it anew"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from skipsweep.analyze import cautions, comparison, statistics, targets
+from skipsweep.analyze import beside, cautions, comparison, statistics, targets
 from skipsweep.analyze.comparison import Arm, Comparison
 from skipsweep.analyze.evidence import OUTCOMES, Evidence
 
@@ -57,7 +57,7 @@ def find(evidence: Evidence) -> Findings:
         Sheet("target", "Is the mean below the target?", _target(evidence, compared)),
         Sheet("time_to_target_per_arm", "First below the target, per arm", _crossings_per_arm(crossings)),
         Sheet("time_to_target", "First below the target, per run", crossings, on_page=False),
-        Sheet("published", "Published results beside ours", _published(evidence, compared)),
+        Sheet("published", "Published results beside ours", beside.rows(evidence, compared)),
         Sheet("lambdas", "Learned weights at the end, mean over runs", _lambdas(compared)),
         Sheet("power", "What more seeds would tell", _power(compared)),
         Sheet("runs", "Every run", _runs(evidence), on_page=False),
@@ -250,30 +250,6 @@ def _crossings_per_arm(rows: Sequence[Row]) -> list[Row]:
         }
         for arm, found in by_arm.items()
     ]
-
-
-def _published(evidence: Evidence, compared: Comparison) -> list[Row]:
-    rows = []
-    for name, theirs in evidence.published.items():
-        ours = compared.arms[name].summary if name in compared.arms else None
-        mean = _published_mean(theirs)
-        rows.append(
-            {
-                "arm": name,
-                "ours": ours and ours.mean,
-                "n": ours and ours.n,
-                "published": mean,
-                "published_sd": theirs.get("sd") if isinstance(theirs, Mapping) else None,
-                "published_n": theirs.get("n") if isinstance(theirs, Mapping) else None,
-                "difference": None if ours is None or mean is None else ours.mean - mean,
-            }
-        )
-    return rows
-
-
-def _published_mean(theirs: Any) -> float | None:
-    value = theirs.get("mean") if isinstance(theirs, Mapping) else theirs
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _lambdas(compared: Comparison) -> list[Row]:

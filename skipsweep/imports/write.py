@@ -13,7 +13,7 @@ from typing import Any
 from skipsweep import files
 from skipsweep.errors import UserError
 from skipsweep.imports import speedrun_log
-from skipsweep.rundir import Multirun, RunDir, names_a_folder
+from skipsweep.rundir import Multirun, RunDir, SweepDir, names_a_folder
 
 
 @dataclass
@@ -30,6 +30,19 @@ class Imported:
     """Files with the very content of an earlier one."""
     damaged: list[str] = field(default_factory=list)
     """`file:line` of lines that begin like a step and cannot be read."""
+    kept: list[str] = field(default_factory=list)
+    """`file: arm` of files that the sweep has already in another arm than now asked for, and keeps there."""
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A file that can be imported."""
+
+    path: Path
+    arm: str
+    run: RunDir
+    content: speedrun_log.Log
+    source: dict[str, str]
 
 
 def import_logs(
@@ -49,20 +62,23 @@ def import_logs(
     if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
     pattern = _compile(arm)
-    found, points = Imported(), []
+    found, logs = Imported(), []
     seen: set[str] = set()
     for path in _walk(paths):
         label = _arm_of(path, pattern)
         if label is None:
             found.unmatched.append(str(path))
-        elif (run := _import_one(multirun, path, found, seen)) is not None:
-            points.append((label, run))
-    if not points:
+        elif (log := _read(multirun, path, label, found, seen)) is not None:
+            logs.append(log)
+    if not logs:
         raise UserError(f"none of the {len(found.refused) + len(found.unmatched)} file(s) could be imported")
-    _write_sweep(multirun, sweep, points, baseline, target)
-    for label, run in points:
-        run.note_serves({sweep: {"arm": label, "tags": []}})
-    found.runs = [run.name for _, run in points]
+    folder = multirun.sweep(sweep)
+    _document(folder, logs, baseline, target)  # refuses what is wrong before anything is written
+    for log in logs:
+        _write_run(log)
+    points = _write_sweep(folder, logs, baseline, target)
+    found.kept = [f"{log.path}: {points[log.run.name]}" for log in logs if points[log.run.name] != log.arm]
+    found.runs = [log.run.name for log in logs]
     return found
 
 
@@ -95,7 +111,7 @@ def _arm_of(path: Path, pattern: re.Pattern[str] | None) -> str | None:
     return (hit["arm"] if "arm" in pattern.groupindex else hit[1]) or None if hit else None
 
 
-def _import_one(multirun: Multirun, path: Path, found: Imported, seen: set[str]) -> RunDir | None:
+def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: set[str]) -> _Log | None:
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -112,12 +128,12 @@ def _import_one(multirun: Multirun, path: Path, found: Imported, seen: set[str])
         return None
     seen.add(digest)
     run = multirun.run(f"speedrun-log-{digest[:16]}")
-    _write_run(run, log, {"from": str(path.absolute()), "sha256": digest})
-    return run
+    return _Log(path, arm, run, log, {"from": str(path.absolute()), "sha256": digest})
 
 
-def _write_run(run: RunDir, log: speedrun_log.Log, source: dict[str, str]) -> None:
+def _write_run(found: _Log) -> None:
     """Write the folder, status last; an earlier import of the same content stands as it is."""
+    run, log, source = found.run, found.content, found.source
     run.path.mkdir(parents=True, exist_ok=True)
     with files.locked(run.path):
         if run.status.exists():
@@ -162,47 +178,54 @@ def _result(run: RunDir, curve: list[dict[str, Any]], source: dict[str, str]) ->
     }
 
 
-def _write_sweep(
-    multirun: Multirun, name: str, new: list[tuple[str, RunDir]], baseline: str | None, target: float | None
-) -> None:
-    folder = multirun.sweep(name)
+def _write_sweep(folder: SweepDir, logs: list[_Log], baseline: str | None, target: float | None) -> dict[str, str]:
+    """Write plan.json, and to every run which arm it serves; returns run -> arm."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.path):
-        before = files.read_json(folder.plan) or {}
-        if before and not before.get("imported"):
-            raise UserError(f"sweep {name} was launched, not imported; choose another --sweep")
-        points = _points(before.get("points", []), new)
-        arms = list(dict.fromkeys(point["key"][0] for point in points))
-        chosen = baseline or before.get("baseline") or arms[0]
-        if chosen not in arms:
-            raise UserError(f"--baseline {chosen} is no arm; valid: {', '.join(arms)}")
-        document = {
-            "name": name,
-            "imported": True,
-            "question": before.get("question"),
-            "source": before.get("source"),
-            "target": target if target is not None else before.get("target"),
-            "may_differ": None,
-            "published": before.get("published", {}),
-            "baseline": chosen,
-            "points": points,
-            "commands": before.get("commands", []),
-            "created": before.get("created", time.time()),
-            "updated": time.time(),
-        }
+        document = _document(folder, logs, baseline, target)
         files.write_json(folder.plan, document)
+        arms = {point["run"]: point["key"][0] for point in document["points"]}
+        for log in logs:
+            log.run.note_serves({folder.name: {"arm": arms[log.run.name], "tags": []}})
+    return arms
 
 
-def _points(known: list[dict[str, Any]], new: list[tuple[str, RunDir]]) -> list[dict[str, Any]]:
+def _document(folder: SweepDir, logs: list[_Log], baseline: str | None, target: float | None) -> dict[str, Any]:
+    """plan.json with these logs added. Raises UserError for a launched sweep, and a baseline that is no arm."""
+    before = files.read_json(folder.plan) or {}
+    if before and not before.get("imported"):
+        raise UserError(f"sweep {folder.name} was launched, not imported; choose another --sweep")
+    points = _points(before.get("points", []), logs)
+    arms = list(dict.fromkeys(point["key"][0] for point in points))
+    chosen = baseline or before.get("baseline") or arms[0]
+    if chosen not in arms:
+        raise UserError(f"--baseline {chosen} is no arm; valid: {', '.join(arms)}")
+    return {
+        "name": folder.name,
+        "imported": True,
+        "question": before.get("question"),
+        "source": before.get("source"),
+        "target": target if target is not None else before.get("target"),
+        "may_differ": None,
+        "published": before.get("published", {}),
+        "baseline": chosen,
+        "points": points,
+        "commands": before.get("commands", []),
+        "created": before.get("created", time.time()),
+        "updated": time.time(),
+    }
+
+
+def _points(known: list[dict[str, Any]], logs: list[_Log]) -> list[dict[str, Any]]:
     """Those known and, of the new, the runs not yet among them.
 
     The seed in a key is the order within the arm and nothing else: speedruns set no seed, so equal ones pair nothing.
     """
     points = list(known)
     runs = {point["run"] for point in points}
-    for arm, run in new:
-        if run.name not in runs:
-            order = sum(point["key"][0] == arm for point in points)
+    for log in logs:
+        if log.run.name not in runs:
+            order = sum(point["key"][0] == log.arm for point in points)
             empty = {"overrides": [], "sources": [], "ordering": None, "tags": []}
-            points.append({"key": [arm, order, 0], "run": run.name, **empty})
+            points.append({"key": [log.arm, order, 0], "run": log.run.name, **empty})
     return points

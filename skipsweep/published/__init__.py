@@ -1,15 +1,18 @@
 """Final validation losses that others published, to stand as "published" beside a reproduction's own.
 
 All three files are from snimu/modded-nanogpt-experiments @ 6536c19 (Apache-2.0), experiments/00005-emb-lm-skip:
-one row is one run, losses in nats per token over 10,485,760 validation tokens, times in seconds on 8 H100.
+one row is one run, losses in nats per token over 10,485,760 validation tokens, times in seconds on 8 H100. The
+trunk has LAYERS layers of width DIM and the corpus is CORPUS: on any other a figure says nothing.
 """
 
 import csv
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 from skipsweep.errors import UserError
 
+CORPUS, LAYERS, DIM = "fineweb10B", 16, 1024
 _ROOT = "snimu/modded-nanogpt-experiments @ 6536c19, experiments/00005-emb-lm-skip/"
 METHODS = {
     "btw": "best_to_worst",
@@ -30,6 +33,8 @@ class Published:
     """Repository, commit and file that the figures stand in."""
     caveat: str
     """What a reader must know before comparing."""
+    steps: int
+    """Training steps of every run."""
     arms: dict[str, list[float]]
     """Arm -> final validation loss of each run, nats per token."""
 
@@ -37,17 +42,19 @@ class Published:
 _SOURCES = {
     "single_add": (
         "results.md (5001)",
-        "5690 steps, one run per layer, on a stack without Snoo and update smoothing; the residual starts from x01",
+        "one run per layer, on a stack without Snoo and update smoothing; the residual starts from x01",
     ),
-    "concat_head": ("results.md (21, 22, 2300-2314)", "5690 steps, one run per arm, same stack as single_add"),
+    "concat_head": ("results.md (21, 22, 2300-2314)", "one run per arm, on the same stack as single_add"),
     "multi_add": (
         "results-multiple.md (8000)",
-        "5550 steps; in arms `random/` every rank drew layers of its own, so they are no baseline",
+        "mostly one run per arm, layers in the order of its own ranking; "
+        "in arms `random/` every rank drew layers of its own, so they are no baseline",
     ),
 }
 NAMES = tuple(_SOURCES)
 
 
+@cache
 def load(name: str) -> Published:
     """The experiment `name`, one of NAMES. Arms: `layer=11`; `input_emb`, `layer11`; `best_to_worst/N=5`.
 
@@ -56,11 +63,13 @@ def load(name: str) -> Published:
     if name not in _SOURCES:
         raise UserError(f"no published losses called {name}; valid: {', '.join(NAMES)}")
     arms: dict[str, list[float]] = {}
+    steps = set()
     text = resources.files(__name__).joinpath(f"{name}.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         arms.setdefault(_arm(name, row), []).append(float(row["final_val_loss"]))
+        steps.add(int(row["total_steps"]))
     file, caveat = _SOURCES[name]
-    return Published(name, _ROOT + file, caveat, arms)
+    return Published(name, _ROOT + file, caveat, steps.pop(), arms)
 
 
 def _arm(name: str, row: dict[str, str]) -> str:

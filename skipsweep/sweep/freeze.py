@@ -64,7 +64,8 @@ def _sweep_document(plan: Plan) -> dict[str, Any]:
     points = known_points(before) | {point.key: _point_document(point) for point in plan.points}
     return {
         "name": plan.name,
-        **{key: of_sweep(plan, key) for key in ("question", "source", "may_differ", "published")},
+        **{key: of_sweep(plan, key) for key in ("question", "source", "may_differ")},
+        "published": plan.published,
         "target": plan.target,
         "paired": before.get("paired", False) if before else bool(plan.sweep.paired),
         "baseline": plan.baseline,

@@ -76,6 +76,8 @@ class Plan:
     """plan.json as an earlier launch of this sweep left it."""
     target: float | None = None
     """Validation loss to reach on the corpus of these runs."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """Arm -> published figures on the corpus of these runs."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
     confounds: Mapping[str, list[str]] = field(default_factory=dict)
@@ -132,6 +134,7 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     with accessible(multirun):
         plan.baseline = _baseline(plan)
         plan.target = _target(plan)
+        plan.published = _of_corpus(plan, "published") or plan.before.get("published", {})
         _check_paired(plan)
         _check_runs(plan)
         check_extension(plan)
@@ -246,18 +249,24 @@ def _baseline(plan: Plan) -> str | None:
 
 
 def _target(plan: Plan) -> float | None:
-    """The target that was said outright, or that of the corpus, where all runs have the same one.
-
-    Raises UserError for a target of a corpus that does not exist.
-    """
-    for corpus in plan.sweep.targets:
-        if corpus not in choices(Data):
-            raise UserError(f"sweep.targets: {corpus} is no choice of data; valid: {', '.join(sorted(choices(Data)))}")
+    """The target that was said outright, or that of the corpus, where all runs have the same one."""
+    of_corpus = _of_corpus(plan, "targets")
     if plan.sweep.target is not None:
         return plan.sweep.target
-    corpora = {config.data.name for config in plan.configs.values()}
-    of_corpus = plan.sweep.targets.get(corpora.pop()) if len(corpora) == 1 else None
     return plan.before.get("target") if of_corpus is None else of_corpus
+
+
+def _of_corpus(plan: Plan, key: str) -> Any:
+    """What the sweep's `key` says of the corpus that all runs have; None where they have several.
+
+    Raises UserError for a corpus that does not exist.
+    """
+    given = getattr(plan.sweep, key)
+    for corpus in given:
+        if corpus not in choices(Data):
+            raise UserError(f"sweep.{key}: {corpus} is no choice of data; valid: {', '.join(sorted(choices(Data)))}")
+    corpora = {config.data.name for config in plan.configs.values()}
+    return given.get(corpora.pop()) if len(corpora) == 1 else None
 
 
 def _check_paired(plan: Plan) -> None:

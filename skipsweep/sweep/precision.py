@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from skipsweep.status import result
 from skipsweep.sweep.estimate import estimate
-from skipsweep.sweep.plan import Plan, of_sweep
+from skipsweep.sweep.plan import Plan
 
 ALPHA = 0.05
 POWER = 0.8
@@ -53,12 +53,12 @@ def precision(plan: Plan) -> Precision | None:
 
 
 def _spread(plan: Plan, baseline: str) -> tuple[float, str] | None:
-    """From the baseline's finished runs, else as published."""
+    """From the baseline's finished runs, else as published for their corpus."""
     runs = dict.fromkeys(point.run for point in plan.arms()[baseline] if plan.observations[point.run].state == "done")
     losses = [found["val_loss"] for run in runs if (found := result(plan.multirun.run(run)))]
     if len(losses) > 1 and (sd := statistics.stdev(losses)) > 0:
         return sd, f"of {len(losses)} finished runs of {baseline}"
-    published = (of_sweep(plan, "published") or {}).get(baseline)
+    published = plan.published.get(baseline)
     sd = published.get("sd") if isinstance(published, Mapping) else None
     return (float(sd), f"published for {baseline}") if isinstance(sd, int | float) and sd > 0 else None
 
