@@ -30,6 +30,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sweep.show",),
     ("sweep.report",),
     ("checkpoint",),
+    ("trained",),
     ("inspection",),
     ("train",),
     ("record",),
@@ -57,7 +58,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "wandb": ("mirror", "dashboard"),
     "huggingface_hub": ("data.hub",),
     "httpx2": ("data.hub",),
-    "torch": ("checkpoint", "distributed", "inspection", "job", "model", "optim", "record", "train"),
+    "torch": ("checkpoint", "distributed", "inspection", "job", "model", "optim", "record", "train", "trained"),
 }
 """Library -> who may know it."""
 
