@@ -179,6 +179,33 @@ def inspect(
     show.inspection(found, where)
 
 
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
+    text: Annotated[str, typer.Option("--text", help="The text to continue.")],
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Most tokens to add; default: 200, or as many as fit.")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest token.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0: from all.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, another text.")] = 0,
+    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End where the model ends the document.")] = True,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
+    """Continue a text with a trained model, token by token; blocks that gates close are left out."""
+    from skipsweep.analyze.compare import find
+    from skipsweep.generation import command
+
+    asked, how = find(_multirun(multirun), run), command.Sampling(temperature, top_k, seed)
+    if as_json:
+        return _print_json(asdict(command.run(asked, text, tokens, how, stop, device)))
+    found = command.run(asked, text, tokens, how, stop, device, command.teller(text))
+    typer.echo()
+    typer.echo(command.summary(found), err=True)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def plan(
     overrides: Overrides = None,

@@ -15,6 +15,7 @@ from runs import Quiet, configuration, frozen
 
 from skipsweep import cli, files, job
 from skipsweep.config import Embeddings, Recipe, Record, Residual, RunConfig, Trapezoid
+from skipsweep.data.text import TextStream, text_of
 from skipsweep.errors import UserError
 from skipsweep.inspection import document, readings
 from skipsweep.inspection import write as writing
@@ -25,6 +26,7 @@ from skipsweep.model.gpt import build
 from skipsweep.model.norm import norm
 from skipsweep.model.shape import token_embeddings, value_table
 from skipsweep.rundir import RunDir
+from skipsweep.trained import Trained
 
 WINDOW = 2
 EXACT = 1e-10
@@ -84,7 +86,7 @@ def test_every_mechanism_inspects_and_contributions_add_up(case: str) -> None:
     assert (remark is None) == (head in ("last", *CARRIED_THROUGH))
     assert parts.of == ("readout" if head in CARRIED_THROUGH else "stream")
 
-    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 3, range(cfg.model.layers))
+    told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 3, range(cfg.model.layers))
     json.dumps(asdict(told), allow_nan=False)
     values = [f"ve{k}" for k in range(len(cfg.embeddings.value_layers))]
     layers = [f"layer {i}" for i in range(cfg.model.layers)]
@@ -141,7 +143,7 @@ def test_weights_are_products_of_later_lambdas_over_all_paths() -> None:
 def test_the_output_is_decoded_as_the_model_decodes_it() -> None:
     cfg = recipe("concat", (0, "last"), dtype="float64")
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
-    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 4, [1])
+    told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 4, [1])
     p, best = model.logits(ids, told.window_blocks)[0].softmax(-1).max(-1)
     output = next(lens for lens in told.lens if lens.what == "output")
     assert [row[0].id for row in output.top] == best.tolist()
@@ -159,7 +161,7 @@ def test_concat_heads_decode_a_stream_by_the_last_layers_columns() -> None:
 def test_value_embeddings_are_decoded_as_they_are_and_token_embeddings_normed() -> None:
     cfg = recipe(dtype="float64")
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
-    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 1, [])
+    told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 1, [])
     table: Any = model.context.embed
     for what, vector in {"ve0": table["ve0"][ids[0]], "x01": norm(table["x01"][ids[0]])}.items():
         lens = next(lens for lens in told.lens if lens.what == what)
@@ -231,7 +233,10 @@ def test_values_and_value_embeddings_share_what_attention_mixes() -> None:
     ],
 )
 def test_bytes_that_are_no_text_are_shown_as_such(content: bytes, text: str) -> None:
-    assert document.text_of(content) == text
+    assert text_of(content) == text
+    for cut in range(len(content) + 1):  # a token may end amid a character
+        stream = TextStream()
+        assert stream.add(content[:cut]) + stream.add(content[cut:]) + stream.end() == text
 
 
 def test_what_does_not_print_is_visible() -> None:
@@ -334,7 +339,7 @@ def test_mistakes_are_one_line(
 
 def test_a_run_without_weights_is_refused(tmp_path: Path, data_root: Path) -> None:
     run = frozen(configuration(tmp_path, data_root))
-    with pytest.raises(UserError, match="no weights to inspect; it is planned"):
+    with pytest.raises(UserError, match="has no weights; it is planned"):
         inspect(run)
 
 
@@ -342,7 +347,7 @@ def test_an_imported_run_has_no_weights_and_that_is_said(tmp_path: Path) -> None
     run = RunDir(tmp_path / "log-0a")
     run.path.mkdir()
     run.write_status("done", durable=False, imported="old.txt")
-    with pytest.raises(UserError, match="log-0a was imported from a log, which has no weights to inspect"):
+    with pytest.raises(UserError, match="log-0a was imported from a log, which has no weights"):
         inspect(run)
 
 

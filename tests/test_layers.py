@@ -30,7 +30,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sweep.show",),
     ("sweep.report",),
     ("checkpoint",),
-    ("inspection",),
+    ("trained",),
+    ("inspection", "generation"),
     ("train",),
     ("record",),
     ("job",),
@@ -58,15 +59,26 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "wandb_workspaces": ("dashboard",),
     "huggingface_hub": ("data.hub",),
     "httpx2": ("data.hub",),
-    "torch": ("checkpoint", "distributed", "inspection", "job", "model", "optim", "record", "train"),
+    "torch": (
+        "checkpoint",
+        "distributed",
+        "generation",
+        "inspection",
+        "job",
+        "model",
+        "optim",
+        "record",
+        "train",
+        "trained",
+    ),
 }
 """Library -> who may know it."""
 
 PLANS_OR_REPORTS = ("analyze", "cli", "hydra_plugins", "launch", "sweep")
 UNDER_TORCHRUN = {("sweep.launch", "job"), ("launch", "job")}
 """The exception: there this process is one of the run's own."""
-RUNS_A_MODEL = {("cli", "inspection.command")}
-"""The other: `skipsweep inspect` neither plans nor reports, but computes."""
+RUNS_A_MODEL = {("cli", "inspection.command"), ("cli", "generation.command")}
+"""The other: `skipsweep inspect` and `generate` neither plan nor report, but compute."""
 EXCEPTIONS = UNDER_TORCHRUN | RUNS_A_MODEL
 
 Graph = Mapping[str, frozenset[str]]

@@ -85,19 +85,6 @@ class Inspection:
     """The largest it could be on this prompt: the smaller of tokens and channels."""
 
 
-def text_of(content: bytes) -> str:
-    """Bytes as text; where they are not UTF-8, each such byte as <0xE2>."""
-    out, rest = "", content
-    while rest:
-        try:
-            return out + rest.decode()
-        except UnicodeDecodeError as problem:
-            bad = rest[problem.start : problem.end]
-            out += rest[: problem.start].decode() + "".join(f"<0x{byte:02X}>" for byte in bad)
-            rest = rest[problem.end :]
-    return out
-
-
 def visible(text: str) -> str:
     """A token for a table's cell: spaces as dots, what does not print escaped."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipsweep import checkpoint
+from skipsweep import trained
 from skipsweep.config import RunConfig
-from skipsweep.data import prepare, tokenizer
+from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.errors import UserError
 from skipsweep.inspection import readings
 from skipsweep.inspection.contributions import Contributions, contributions
-from skipsweep.inspection.document import Guess, Inspection, Lens, Source, Token, text_of
+from skipsweep.inspection.document import Guess, Inspection, Lens, Source, Token
 from skipsweep.inspection.trace import Trace, trace
-from skipsweep.model.gpt import GPT, build
+from skipsweep.model.gpt import GPT
 from skipsweep.model.shape import token_embeddings
-from skipsweep.optim.schedule import window_blocks
 from skipsweep.rundir import RunDir
+from skipsweep.trained import Trained
 
 PROMPT_TOKENS = 32
 """Length of the default prompt, from the start of the validation split (seed 003 looked at as many)."""
@@ -33,33 +33,26 @@ def inspect(run: RunDir, text: str | None = None, k: int = 5, layers: Sequence[i
     `text`: the prompt; None: the first tokens of the validation split. `k`: next tokens per position. `layers`: whose
     streams are decoded; None: all. Raises UserError for a run without weights, and for what cannot be read.
     """
-    if run.read_status().get("imported"):
-        raise UserError(f"{run.name} was imported from a log, which has no weights to inspect")
-    if not run.config.exists():
-        raise UserError(f"{run.name} has no config.yaml; it was never planned")
-    config = run.read_config()
-    wanted = _layers(config, layers)
-    step, model = _load(run, config)
-    rows = model.head.weight.shape[0]
+    wanted = _layers(trained.read_config(run), layers)
+    found = trained.load(run)
+    rows = found.model.head.weight.shape[0]
     if not 1 <= k <= rows:
         raise UserError(f"--top {k}; valid: 1 to {rows}, the rows of the head")
-    ids, source = _prompt(config, text)
-    return read(model, config, run.name, step, ids, source, k, wanted)
+    ids, source = _prompt(found.config, text)
+    return read(found, run.name, ids, source, k, wanted)
 
 
-def read(
-    model: GPT, config: RunConfig, run: str, step: int, ids: Tensor, source: str, k: int, layers: Sequence[int]
-) -> Inspection:
-    """All readings of a model on `ids` (1, T), with the attention window of `step`."""
-    window = window_blocks(config.model, config.schedule, step)
-    found, name = trace(model, ids, window), _namer(config)
+def read(given: Trained, run: str, ids: Tensor, source: str, k: int, layers: Sequence[int]) -> Inspection:
+    """All readings of a model on `ids` (1, T), with the attention window that it had."""
+    model, config = given.model, given.config
+    found, name = trace(model, ids, given.window), trained.namer(config)
     embeddings, values = dict(zip(token_embeddings(config), found.ctx.embeddings, strict=True)), _values(model, ids)
     parts, remark = contributions(model, found, list(embeddings))
     latents = found.features[0]
     return Inspection(
         run=run,
-        step=step,
-        window_blocks=window,
+        step=given.step,
+        window_blocks=given.window,
         prompt_source=source,
         prompt=[Token(i, name(i)) for i in ids[0].tolist()],
         notes=[*_notes(model, config), *([remark] if remark else [])],
@@ -87,58 +80,13 @@ def _layers(config: RunConfig, asked: Sequence[int] | None) -> list[int]:
     return sorted(set(asked)) if asked is not None else list(range(depth))
 
 
-def _load(run: RunDir, config: RunConfig) -> tuple[int, GPT]:
-    """The newest whole checkpoint's step and model."""
-    trouble = ""
-    for path in checkpoint.steps(run.checkpoints):
-        try:
-            state = checkpoint.load(path, run.id, ("model",))
-        except checkpoint.Corrupt as problem:
-            trouble = trouble or f" ({path.name}: {problem})"
-            continue
-        return state["step"], _model(config, state["model"])
-    raise UserError(f"{run.name} has no weights to inspect{trouble}; it is {run.read_status()['state']}")
-
-
-def _model(config: RunConfig, weights: dict[str, Tensor]) -> GPT:
-    model = build(config, "meta").to_empty(device="cpu")
-    parameters = dict(model.named_parameters())
-    if weights.keys() != parameters.keys():
-        odd = ", ".join(sorted(weights.keys() ^ parameters.keys())[:5])
-        raise UserError(f"the checkpoint belongs to a model with other parameters: {odd}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    return model
-
-
 def _prompt(config: RunConfig, text: str | None) -> tuple[Tensor, str]:
     """Token ids (1, T), and where they come from."""
-    data = config.data
-    most = data.val_seq_len or data.seq_len
     if text is None:
-        ids, _ = Batches(data, prepare.data_root(config.paths)).val(0, 1)
+        ids, _ = Batches(config.data, prepare.data_root(config.paths)).val(0, 1)
         return torch.from_numpy(ids[:, :PROMPT_TOKENS]), "start of the validation split"
-    if data.tokenizer == "none":
-        raise UserError(f"--text: data={data.name} has no tokenizer; leave --text out to read the validation split")
-    if not text:
-        raise UserError("--text is empty")
-    ids = [tokenizer.end_of_text(data.tokenizer), *tokenizer.encoder(data.tokenizer)(text).tolist()]
-    if len(ids) > most:
-        raise UserError(f"--text has {len(ids)} tokens, the opening end-of-text included; valid: at most {most}")
-    return torch.tensor([ids]), "--text, after the end-of-text that opens a document"
-
-
-def _namer(config: RunConfig) -> Name:
-    """Token id -> its text."""
-    if config.data.tokenizer == "none":
-        return str
-    encoding = tokenizer.load(config.data.tokenizer)
-
-    def name(i: int) -> str:
-        return text_of(encoding.decode_single_token_bytes(i)) if i < config.data.vocab_size else f"<unused {i}>"
-
-    return name
+    ids = trained.prompt(config, text, without="leave --text out to read the validation split")
+    return ids, "--text, after the end-of-text that opens a document"
 
 
 # ------------------------------------------------------------------------------------------------------------ readings

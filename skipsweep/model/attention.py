@@ -4,7 +4,7 @@ Query q sees key k where k <= q, both lie in the same document, and (block of q)
 blocks. Windows are granular by blocks: a query at a block's start sees w - 1 whole blocks before its own, one at its
 end almost w (medium track, reference record 15).
 
-Legend: B batch, T time, H heads, K channels of a head, N blocks of a sequence.
+Legend: B batch, T time, H heads, G heads of keys and values, K channels of a head, N blocks of a sequence.
 """
 
 import itertools
@@ -65,10 +65,13 @@ def _widened(x: Tensor, channel: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
-    """Attention output (B, H, T, K) of queries, keys and values of that shape, as far as `mask` lets them see."""
-    if isinstance(mask, Sight):
+    """Attention output (B, H, T, K) of queries of that shape, as far as `mask` lets them see. Keys and values may have
+    fewer heads, each for H / G queries (B, G, T, K)."""
+    if isinstance(mask, Sight) and mask.keeps_keys:
         return mask.attend(q, k, v, scale)
-    return _flex()(q, k, v, block_mask=mask, scale=scale)
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    return mask.attend(q, k, v, scale) if isinstance(mask, Sight) else _flex()(q, k, v, block_mask=mask, scale=scale)
 
 
 # ---------------------------------------------------------------------------------------- scaled dot product attention
@@ -78,7 +81,8 @@ class Sight:
     """What queries see, and attention over it without FlexAttention."""
 
     keeps_keys = False
-    """Whether later queries see the keys of this pass: all of them then need the same channels."""
+    """Whether later queries see the keys of this pass: all of them then need the same channels, and none is repeated
+    for the queries that share it."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention output (B, H, T, K) of queries, keys and values of that shape."""

@@ -31,7 +31,13 @@ class GPT(nn.Module):
     """Embedding, blocks, readout and head. It knows no mechanism: each is a module behind a seam (`seams.py`)."""
 
     def __init__(
-        self, context: nn.Module, inject: Inject, gate: Gate, blocks: Sequence[nn.Module], readout: Readout, head: Head
+        self,
+        context: TokenContext,
+        inject: Inject,
+        gate: Gate,
+        blocks: Sequence[nn.Module],
+        readout: Readout,
+        head: Head,
     ) -> None:
         super().__init__()
         self.context = context

@@ -1,6 +1,6 @@
 """The block of skip-middle (seed 004), after Llama 3: norms with weights, grouped queries, SwiGLU.
 
-Legend: B batch, T time, D dim, H query heads, G heads of keys and values, K channels of a head, M hidden channels.
+Legend: B batch, T time, D dim, H query heads, G heads of keys and values, M hidden channels.
 """
 
 import torch
@@ -65,15 +65,11 @@ class Attention(nn.Module):
         q = F.linear(x, self.q).unflatten(-1, (self.heads, -1))
         k, v = F.linear(x, self.kv.flatten(0, 1)).unflatten(-1, (2, self.kv_heads, -1)).unbind(2)
         q, k = rotate_pairs(q, layer.rotary), rotate_pairs(k, layer.rotary)
-        k, v = self._shared(k), self._shared(layer.weigh_values(v))
-        y = attend_layer(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layer, self.scale).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, layer.weigh_values(v)))
+        y = attend_layer(q, k, v, layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
         return F.linear(y.flatten(2), self.out)
-
-    def _shared(self, kv: Tensor) -> Tensor:
-        """(B, T, G, K) as (B, T, H, K): every head of keys and values for the queries that share it."""
-        return kv if self.kv_heads == self.heads else kv.repeat_interleave(self.heads // self.kv_heads, dim=2)
 
 
 class SwiGLU(nn.Module):

@@ -1,0 +1,128 @@
+"""`skipsweep generate`."""
+
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from skipsweep import trained
+from skipsweep.data.text import TextStream, text_of
+from skipsweep.data.tokenizer import end_of_text
+from skipsweep.errors import UserError
+from skipsweep.generation.generate import Closed, generate, room
+from skipsweep.generation.sampling import Sampling
+from skipsweep.rundir import RunDir
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One token of the text."""
+
+    id: int
+    text: str
+    p: float
+    """Its probability among those that it was drawn from."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `skipsweep generate` says."""
+
+    run: str
+    step: int
+    prompt: str
+    text: str
+    """What follows the prompt; an end-of-text is not part of it."""
+    tokens: list[Made]
+    ended: str
+    """`end of text` or `tokens`: as many as were asked for."""
+    closed: list[float]
+    """Per layer the share of tokens that it was closed to, the prompt's included; empty without gates."""
+    skipped: bool
+    """Whether closed blocks were left out, or only multiplied by 0 (gates that others' attention looks at)."""
+    seconds: float
+    """The prompt's included, loading is not."""
+
+
+def run(
+    asked: RunDir,
+    text: str,
+    tokens: int | None,
+    how: Sampling,
+    stop: bool,
+    device: str,
+    say: Callable[[str], None] = lambda _: None,
+) -> Generated:
+    """Continue `text`; `say` is told every piece of it as soon as it is certain. Raises UserError."""
+    config = trained.read_config(asked)
+    prompt = trained.prompt(config, text, without="valid: a run on text")
+    tokens = room(config, prompt.shape[1], tokens)
+    how.check(config.data.vocab_size)
+    _check(device)
+    given = trained.load(asked)
+    given.model.to(device)
+    content, last = trained.bytes_of(config), end_of_text(config.data.tokenizer)
+    closed, made, stream, parts = Closed(), list[Made](), TextStream(), list[str]()
+
+    def told(part: str) -> None:
+        parts.append(part)
+        say(part)
+
+    started = time.perf_counter()
+    for one in generate(given, prompt.to(device), tokens, how, stop, closed):
+        made.append(Made(one.id, text_of(content(one.id)), one.p))
+        if not stop or one.id != last:
+            told(stream.add(content(one.id)))
+    told(stream.end())
+    seconds = time.perf_counter() - started
+    ended = "end of text" if stop and made[-1].id == last else "tokens"
+    skipped = given.model.skip and bool(closed.passed)
+    return Generated(
+        asked.name, given.step, text, "".join(parts), made, ended, closed.shares(), skipped, round(seconds, 3)
+    )
+
+
+def _check(device: str) -> None:
+    if device not in DEVICES:
+        raise UserError(f"--device {device}; valid: {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch finds no GPU here; valid: cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------- terminal
+
+
+def teller(prompt: str) -> Callable[[str], None]:
+    """What writes a text to standard output as it comes, after its prompt.
+
+    Control characters but line ends and tabs are shown: a model may say anything, and a terminal obeys.
+    """
+    before = [prompt]
+
+    def write(part: str) -> None:
+        sys.stdout.write("".join(_harmless("".join(before) + part)))
+        sys.stdout.flush()
+        before.clear()
+
+    return write
+
+
+def _harmless(text: str) -> Iterator[str]:
+    for c in text:
+        yield f"<0x{ord(c):02X}>" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
+
+
+def summary(found: Generated) -> str:
+    """One line about what was done."""
+    count = len(found.tokens)
+    ended = " (end of text)" if found.ended == "end of text" else ""
+    line = f"{found.run}, step {found.step}: {count} tokens{ended} in {found.seconds:.1f} s"
+    if found.closed:
+        share = sum(found.closed) / len(found.closed)
+        line += f"; blocks closed to {100 * share:.0f} % of tokens" + ("" if found.skipped else ", but computed")
+    return line
