@@ -105,6 +105,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     config = c.RunConfig(
         head_type=c.Last(),
         gate_targets=c.NoGates(),
+        control=c.NoControl(),
         data=c.Synthetic(),
         optim=c.AdamW(),
         schedule=c.Constant(steps=12),
