@@ -791,8 +791,8 @@ class Paths:
 
 @dataclass
 class Relative:
-    """Factors on the schedule's lengths, worked out when planning: "one percent fewer steps" at any scale. A warm-up
-    keeps its steps."""
+    """Factors on the schedule's lengths and the trunk's depth, worked out when planning: "one percent fewer steps", "half
+    the layers" at any scale. A warm-up keeps its steps."""
 
     steps: float = 1.0
     """On `schedule.steps`, and on horizons that have no factor of their own."""
@@ -800,6 +800,8 @@ class Relative:
     """On `schedule.horizon`, or `schedule.steps` where there is none; null: that of `steps`."""
     window_horizon: float | None = None
     """On `schedule.window_horizon`, or `schedule.steps` where there is none; null: that of `steps`."""
+    layers: float = 1.0
+    """On `model.layers`, to the nearest even number, 2 at least."""
 
 
 @dataclass
