@@ -259,9 +259,130 @@ class Gated(GateTargets):
 
 @dataclass
 class Free(Gated):
-    """Gates that only the loss moves (seed 004, "no control")."""
+    """Gates without targets: the cross-entropy alone moves them (seed 004, "no control"), or a control without any."""
 
     name: str = "free"
+
+
+@dataclass
+class Targeted(Gated):
+    """Gates with a mean that a control drives them to, per pair of opposite layers."""
+
+
+@dataclass
+class Linear(Targeted):
+    """Means in equal steps from the outermost pair, layers 0 and L - 1, to the innermost; both ends included."""
+
+    name: str = "linear"
+    start: float = MISSING
+    """Mean gate of the outermost pair, 0 to 1."""
+    end: float = MISSING
+    """Mean gate of the innermost pair, and of the only one where there is one; 0 to 1."""
+
+
+@dataclass
+class Listed(Targeted):
+    name: str = "list"
+    means: list[float] = MISSING
+    """Mean gate of every pair, 0 to 1, from the outermost in: as many as half the layers. `gate_targets=[1,.5,..]`."""
+
+
+@dataclass
+class Control:
+    """A loss on the gates, added to the cross-entropy that a run reports without it (seed 004, Table 1).
+
+    Means g_l and variances s2_l are those of a micro-batch's tokens; `mean` is over layers.
+    """
+
+    name: str = MISSING
+
+
+@dataclass
+class NoControl(Control):
+    name: str = "none"
+
+
+@dataclass
+class Sparsity(Control):
+    """mean(alpha g_l)."""
+
+    name: str = "sparsity"
+    alpha: float = MISSING
+    """Coefficient of the means."""
+
+
+@dataclass
+class SparsityVariance(Control):
+    """mean(alpha g_l + beta s2_l)."""
+
+    name: str = "sparsity_variance"
+    alpha: float = MISSING
+    """Coefficient of the means."""
+    beta: float = MISSING
+    """Coefficient of the variances; below 0 it spreads gates out."""
+
+
+@dataclass
+class TargetControl(Control):
+    """A control that knows targets: means mu_l (`gate_targets`), variances mu_l (1 - mu_l) + variance_shift, from 0 up:
+    those of gates that are either open or closed."""
+
+
+@dataclass
+class SparsityVarianceL2(TargetControl):
+    """alpha |g - mu| + beta |s2 - sigma2|, norms of the vectors of all layers, as released; with `squared` the paper's
+    mean(alpha (g_l - mu_l)^2 + beta (s2_l - sigma2_l)^2)."""
+
+    name: str = "sparsity_variance_l2"
+    alpha: float = MISSING
+    """Coefficient of the means' distance."""
+    beta: float = MISSING
+    """Coefficient of the variances' distance."""
+    variance_shift: float = 0.0
+    """Added to the variances' targets."""
+    squared: bool = False
+    """Squares, layer by layer, in place of norms over layers."""
+
+
+@dataclass
+class Adapting(TargetControl):
+    """mean(alpha_l g_l + beta_l s2_l), whose coefficients change after every step by how far the whole batch is off its
+    targets, d_l = g_l - mu_l, and likewise for variances; where it is off by `delta` at most, they stay."""
+
+    alpha: float = 0.0
+    """Where coefficients of the means start."""
+    beta: float = 0.0
+    """Where coefficients of the variances start."""
+    gamma: float = MISSING
+    """Rate of the coefficients' changes, per step."""
+    delta: float = MISSING
+    """Tolerance, in either direction: equation 6 as printed, without the absolute value, could only raise them."""
+    variance_shift: float = 0.0
+    """Added to the variances' targets."""
+
+
+@dataclass
+class Adaptive(Adapting):
+    """alpha_l changes by gamma sign(d_l)."""
+
+    name: str = "adaptive"
+
+
+@dataclass
+class Proportional(Adapting):
+    """alpha_l changes by gamma d_l (equation 6)."""
+
+    name: str = "proportional"
+
+
+@dataclass
+class ProportionalDerivative(Adapting):
+    """alpha_l changes by gamma d_l where d_l is on the way from its target: farther than its mean over recent steps, on
+    the same side (released code; not in the paper)."""
+
+    name: str = "proportional_derivative"
+    memory: float = MISSING
+    """Steps of the exponential mean that d_l is compared with."""
 
 
 # ---------------------------------------------------------------------------------------------- what it is ablated on
@@ -671,8 +792,8 @@ class Paths:
 
 @dataclass
 class Relative:
-    """Factors on the schedule's lengths, worked out when planning: "one percent fewer steps" at any scale. A warm-up
-    keeps its steps."""
+    """Factors on the schedule's lengths and the trunk's depth, worked out when planning: "one percent fewer steps", "half
+    the layers" at any scale. A warm-up keeps its steps."""
 
     steps: float = 1.0
     """On `schedule.steps`, and on horizons that have no factor of their own."""
@@ -680,6 +801,8 @@ class Relative:
     """On `schedule.horizon`, or `schedule.steps` where there is none; null: that of `steps`."""
     window_horizon: float | None = None
     """On `schedule.window_horizon`, or `schedule.steps` where there is none; null: that of `steps`."""
+    layers: float = 1.0
+    """On `model.layers`, to the nearest even number, 2 at least."""
 
 
 @dataclass
@@ -726,6 +849,7 @@ class Recipe:
     head_type: HeadType = MISSING
     lambda_init: LambdaInit = field(default_factory=LambdaInit)
     gate_targets: GateTargets = MISSING
+    control: Control = MISSING
     model: Model = field(default_factory=Model)
     embeddings: Embeddings = field(default_factory=Embeddings)
     residual: Residual = field(default_factory=Residual)
@@ -766,10 +890,10 @@ class Config(RunConfig):
     """`failed`: start failed runs again; `none`: leave them as they are."""
 
 
-NEUTRAL_CHOICE: dict[str, str] = {"head_type": "last", "gate_targets": "none"}
+NEUTRAL_CHOICE: dict[str, str] = {"head_type": "last", "gate_targets": "none", "control": "none"}
 """Groups that have a choice meaning "off"; it leaves no trace in an identity."""
 
-UNIONS: tuple[type, ...] = (SelectionMethod, HeadType, GateTargets, Data, Optim, Schedule, Logger)
+UNIONS: tuple[type, ...] = (SelectionMethod, HeadType, GateTargets, Control, Data, Optim, Schedule, Logger)
 
 
 def choices(base: type) -> dict[str, type]:
@@ -805,7 +929,8 @@ def _schema(cls: type) -> tuple[tuple[str, Any, Any], ...]:
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """Build `cls` from plain data (a frozen config.yaml, a composed config). Absent keys get their default.
+    """Build `cls` from plain data (a frozen config.yaml, a composed config). Absent keys get their default, and groups
+    that were not there when a run was frozen their neutral choice.
 
     Raises UserError for a key that the schema does not have, or a choice that does not exist.
     """
@@ -820,6 +945,8 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
         if name in values:
             value = values[name]
             built[name] = from_dict(nested, value, f"{where}{name}.") if nested and isinstance(value, dict) else value
+        elif nested in UNIONS and name in NEUTRAL_CHOICE:
+            built[name] = choices(nested)[NEUTRAL_CHOICE[name]]()
     return cls(**built)
 
 

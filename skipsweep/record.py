@@ -55,10 +55,12 @@ class Recorder:
         if boundary.train_loss is not None and boundary.grad_norm is not None:
             row["train/loss"] = boundary.train_loss.item()
             row["grad_norm"] = boundary.grad_norm.item()
+            if boundary.control_loss is not None:
+                row["train/control_loss"] = boundary.control_loss.item()
             row |= trainer.optimiser.learning_rates(lr_factor(self.config.schedule, boundary.step - 1))
         if boundary.val_loss is not None:
             row["val/loss"] = boundary.val_loss
-            row |= trainer.lambdas()
+            row |= trainer.lambdas() | trainer.gates()
         return row
 
     def _show(self, step: int, seconds: float) -> None:
@@ -125,6 +127,7 @@ class Recorder:
             "train_time_s": round(trainer.clock.seconds, 3),
             **facts,
             "lambdas": trainer.lambdas(),
+            "gates": trainer.gates(),
             "val_curve": curve,
         }
         self.lease.check()

@@ -18,8 +18,11 @@ from torch import Tensor
 from skipsweep.config import RunConfig
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
+from skipsweep.model.gating import mean_targets
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
+from skipsweep.optim.control import PREFIX, build_driver
+from skipsweep.optim.moments import Census
 from skipsweep.optim.optimiser import Optimiser
 from skipsweep.optim.schedule import lr_factor, window_blocks
 
@@ -59,11 +62,14 @@ class Boundary:
 
     step: int
     train_loss: Tensor | None
-    """Mean loss of the batch of the last update (scalar, nats per token); None at step 0 and right after a resume."""
+    """Mean cross-entropy of the batch of the last update (scalar, nats per token), without the control's loss; None at
+    step 0 and right after a resume."""
     grad_norm: Tensor | None
     """L2 norm of the whole gradient of the last update (scalar)."""
     val_loss: float | None
     """Validation loss (nats per token) where one was due."""
+    control_loss: Tensor | None = None
+    """The control's loss on the gates of that batch (scalar), where there is a control."""
 
 
 class Clock:
@@ -109,6 +115,9 @@ class Trainer:
         self._parameters = dict(self.model.named_parameters())
         compiled, roles = config.compute.compile, parameter_roles(self.model)
         self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)
+        self.control = build_driver(config.control, mean_targets(config), self.model.gate.pairs, world)
+        self.census: Census | None = None
+        """What the gates were like in the last validation; None without gates, and before."""
         if compiled:
             self.model.compile_parts(config.compute.tune_kernels)
         self.step = 0
@@ -132,40 +141,44 @@ class Trainer:
             yield Boundary(0, None, None, self.validate())
         while self.step < steps:
             self.clock.start()
-            loss, grad_norm = self._update()
+            loss, grad_norm, control_loss = self._update()
             if self.step % LOOK_EVERY[self.world.device.type] == 0 or self.step == steps:
                 self._raise_if_halted()
             val_due = self.step % val_every == 0 or self.step == steps
             if val_due:
                 self.clock.pause()
             val_loss = self.validate() if val_due else None
-            yield Boundary(self.step, loss, grad_norm, val_loss)
+            yield Boundary(self.step, loss, grad_norm, val_loss, control_loss)
 
-    def _update(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step on the whole batch; returns the batch's loss and gradient norm."""
-        loss, grad_norm = self._backward(self.step)
+    def _update(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One optimiser step on the whole batch; returns what `_backward` does."""
+        loss, grad_norm, control_loss = self._backward(self.step)
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
         self._halted = torch.maximum(self._halted, (~finite).to(self._halted.dtype))
         self._masked += self._halted
         self.optimiser.step(self.step, lr_factor(self.config.schedule, self.step), self._halted)
+        self.control.update(self._halted)
         self.step += 1
-        return loss, grad_norm
+        return loss, grad_norm, control_loss
 
-    def _backward(self, step: int) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over the batch of all processes, accumulated by micro-batches.
+    def _backward(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients of the mean loss over the batch of all processes, accumulated by micro-batches, and of a control's
+        on top.
 
-        Returns that loss and the norm of the whole gradient.
+        Returns the one, the norm of the whole gradient, and the other.
         """
         ids_BT, targets_BT = self._to_device(self.batches.train(step))
         size, window = self._micro_batch(self.config.data.seq_len), self._window(step)
         total = torch.zeros((), device=self.world.device, dtype=torch.float64 if self._is_double else torch.float32)
         pairs = list(zip(ids_BT.split(size), targets_BT.split(size), strict=True))
+        self.control.begin()
+        self.model.gate.watch = self.control.watch
         for number, (ids, targets) in enumerate(pairs, start=1):
             weight = len(ids) / (len(ids_BT) * self.world.size)
             loss = self.model(ids, targets, window=window) * weight
-            self.optimiser.backward(loss, last=number == len(pairs))
+            self.optimiser.backward(self.control.on_top(loss, weight), last=number == len(pairs))
             total += loss.detach()
-        return self.world.sum(total), self.optimiser.grad_norm()
+        return self.world.sum(total), self.optimiser.grad_norm(), self.control.end()
 
     def _window(self, step: int) -> int:
         """Blocks that the long attention window has after `step` updates."""
@@ -197,7 +210,9 @@ class Trainer:
         """
         data, total = self.config.data, torch.zeros((), dtype=torch.float64, device=self.world.device)
         size, window = self._micro_batch(data.val_seq_len or data.seq_len), self._window(self.step)
+        census = Census(self.model.gate.pairs, self.world.device)
         self.model.eval()
+        self.model.gate.watch = census.add
         for first in range(0, self.batches.val_sequences, size):
             ids, targets = self._to_device(self.batches.val(first, first + size))
             total += self.model(ids, targets, reduction="sum", window=window).double()
@@ -205,6 +220,9 @@ class Trainer:
         mean = self.world.sum(total).item() / self.config.data.val_tokens
         if not math.isfinite(mean):
             raise NonFinite(self.step, "validation loss")
+        if self.model.gate.pairs:
+            census.reduce(self.world)
+            self.census = census
         return mean
 
     def _warm_up(self) -> None:
@@ -233,16 +251,27 @@ class Trainer:
         """Every learned scalar under its label."""
         return {label: float(value) for label, value in self.model.lambdas().items()}
 
+    def gates(self) -> dict[str, float]:
+        """What gates were like in the last validation, and the control's coefficients and targets now:
+        `gate/LAYER` (mean), `gate/variance/LAYER`, `gate/zeros/LAYER`, `gate/alpha/LAYER`, .. by layer of the first
+        half; layer L - 1 - l is like l. Empty without gates."""
+        found = (self.census.values() if self.census else {}) | self.control.readings()
+        return {
+            f"gate/{name}/{layer}".replace("//", "/"): value
+            for name, values in found.items()
+            for layer, value in enumerate(values)
+        }
+
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on: `model`, `optim` (tensors by name), `random` (one entry per rank),
-        `step`, `train_time_s`. Every rank must call it.
+        """All that the rest of the run depends on: `model`, `optim` (tensors by name, those of a control among them),
+        `random` (one entry per rank), `step`, `train_time_s`. Every rank must call it.
 
         Raises NonFinite if the last updates were masked: it would be the state of an earlier step.
         """
         self._raise_if_halted()
         return {
             "model": {name: p.detach() for name, p in self._parameters.items()},
-            "optim": self.optimiser.state(),
+            "optim": self.optimiser.state() | self.control.state(),
             "random": self.world.gather(_random_states()),
             "step": self.step,
             "train_time_s": self.clock.seconds,
@@ -259,7 +288,9 @@ class Trainer:
         with torch.no_grad():
             for name, value in state["model"].items():
                 self._parameters[name].copy_(value)
-        self.optimiser.load_state(state["optim"])
+        optim = state["optim"]
+        self.control.load_state({name: value for name, value in optim.items() if name.startswith(PREFIX)})
+        self.optimiser.load_state({name: value for name, value in optim.items() if not name.startswith(PREFIX)})
         self.step, self.clock.seconds = state["step"], state["train_time_s"]
         states = state["random"]
         _set_random_states(states[self.world.rank % len(states)])

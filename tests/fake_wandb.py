@@ -88,6 +88,7 @@ def frozen(logger: c.Logger) -> c.RunConfig:
     return c.RunConfig(
         head_type=c.Last(),
         gate_targets=c.NoGates(),
+        control=c.NoControl(),
         data=c.Synthetic(),
         optim=c.AdamW(),
         schedule=c.Constant(steps=12),

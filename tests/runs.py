@@ -60,6 +60,7 @@ def configuration(folder: Path, data_root: Path, **changes: Any) -> c.Config:
         skip_layers=c.SkipLayers([0]),
         head_type=c.Add(),
         gate_targets=c.NoGates(),
+        control=c.NoControl(),
         lambda_init=replace(LAMBDAS),
         model=replace(MODEL),
         embeddings=c.Embeddings(mix=True, extra=1, value_layers=[[0, 2]]),

@@ -46,6 +46,9 @@ NEEDS: dict[tuple[str, str], list[str]] = {
     ("schedule", "speedrun"): ["data.epochs=6"],
     ("schedule", "small_2025_11"): ["data.epochs=3"],
     ("schedule", "cosine_skip_middle"): ["data.epochs=21"],
+    ("gate_targets", "linear"): ["control=proportional"],
+    ("gate_targets", "list"): ["gate_targets.means=[1,.8,.5,0]", "control=adaptive"],
+    ("control", "none"): [],
 }
 """What a choice cannot do without."""
 
@@ -53,6 +56,7 @@ FITTING = {
     "selection_method": ["skip_layers=top2"],
     "head_type": ["skip_layers=[2,5]"],
     "lambda_init": ["skip_layers=5"],
+    "control": ["gate_targets=linear"],
 }
 """Group -> what makes its choices matter."""
 
@@ -116,7 +120,7 @@ def check_trains(run: RunConfig, device: str = "cpu") -> None:
 ELSEWHERE = {
     "compute": ("gpu", "h100x8"),
     "data": ("fineweb10B", "fineweb100B", "finewebedu10B"),
-    "scale": ("medium", "small_2025_11"),
+    "scale": ("medium", "small_2025_11", "skip_middle"),
 }
 """Choices that need what a test machine has not: GPUs (scales: test_plan_presets.py), a network (test_data_hub.py)."""
 

@@ -152,6 +152,7 @@ NOT_TRIED = {
     "model.document_mask": "a synthetic corpus is one document; tests/test_model_attention.py",
     "optim.name": "another choice has other fields; every choice has a golden trace",
     "schedule.name": "every choice has a golden trace",
+    "control.name": "every choice is compared with a replay of its own: tests/test_control.py",
     "gate_targets.name": "the fields of `free` change the numbers: tests/test_model_gate.py",
 }
 

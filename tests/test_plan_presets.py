@@ -48,7 +48,10 @@ def test_the_baseline_is_what_its_choices_make() -> None:
     assert c.leaves(recipe) == c.leaves(c.recipe_of(preset(*choices)))
 
 
-@pytest.mark.parametrize(("scale", "single"), [("medium", "medium_baseline"), ("small_2025_11", "small_2025_11")])
+@pytest.mark.parametrize(
+    ("scale", "single"),
+    [("medium", "medium_baseline"), ("small_2025_11", "small_2025_11"), ("skip_middle", "skip_middle_dense")],
+)
 def test_a_scale_is_what_the_single_run_is(scale: str, single: str) -> None:
     assert c.leaves(preset(f"scale={scale}")) == c.leaves(preset(f"experiment={single}"))
 

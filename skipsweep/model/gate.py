@@ -45,7 +45,9 @@ class SkipMiddle(Gate):
         if i < self.pairs:
             mask = F.relu(F.linear(x.to(self.weight.dtype), self.weight[i, None], self.bias[i, None]))
             gate_state.append(gate_state[-1] + mask if gate_state else mask)
-        return 1 - gate_state[min(i, 2 * self.pairs - 1 - i)].clamp(0, 1)
+        if self.watch and i == self.pairs - 1:
+            self.watch(_open(torch.stack(gate_state)[..., 0]))
+        return _open(gate_state[min(i, 2 * self.pairs - 1 - i)])
 
     def seen(self, layer: Layer, g: Tensor | None) -> Layer:
         """`layer` with ln g on the keys (equation 3), or on the queries as in the released code, where softmax does
@@ -57,6 +59,11 @@ class SkipMiddle(Gate):
         if not self.training:
             bias = bias.masked_fill(g <= 0, CLOSED) if self.attention == "keys" else bias
         return layer._replace(**{"key_bias" if self.attention == "keys" else "query_bias": bias})
+
+
+def _open(total: Tensor) -> Tensor:
+    """The gate at a sum of soft masks."""
+    return 1 - total.clamp(0, 1)
 
 
 def build_gate(recipe: Recipe, dtype: torch.dtype) -> Gate:

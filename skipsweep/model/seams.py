@@ -3,6 +3,7 @@
 Legend: B batch, T time, D dim, K channels of a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,6 +88,10 @@ class Gate(nn.Module):
     skips: bool = False
     """Whether, at evaluation, a token whose gate is 0 has no part in a block: neither does its own stream change there,
     nor do others see its keys."""
+    pairs: int = 0
+    """Pairs of layers that have a gate each."""
+    watch: Callable[[Tensor], None] | None = None
+    """Who is shown the gates of a pass, (pairs, B, T), as soon as they are known; None: nobody."""
 
     def forward(self, i: int, x: Tensor, gate_state: list[Tensor]) -> Tensor | None:
         """Factor (B, T, 1) on what block `i` adds; None: all of it, everywhere.

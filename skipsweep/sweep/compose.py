@@ -42,7 +42,7 @@ class Composer:
     def __call__(self, overrides: Sequence[str]) -> Config:
         """The configuration that `overrides` (no sweeps among them) describe. Raises UserError."""
         with explained():
-            texts = [shorthand.rewrite(text) for text in overrides]
+            texts = [text for override in overrides for text in shorthand.written_out(override)]
             leaves = [grammar.parse(text) for text in texts if self._is_leaf(text)]
             others = tuple(text for text in texts if not self._is_leaf(text))
             composition = self._compose(others)

@@ -60,7 +60,7 @@ def _point(block: str | None, axes: list[Axis], choice: tuple[str, ...]) -> Poin
     chosen = list(zip(axes, choice, strict=True))
     labels = {a.key: a.label(text) for a, text in chosen if a.swept and a.key not in NOT_LABELS}
     seed = next((grammar.parse(text).value() for a, text in reversed(chosen) if a.key == "seed"), None)
-    texts = tuple(shorthand.rewrite(text) for text in choice)
+    texts = tuple(text for each in choice for text in shorthand.written_out(each))
     return Point(block, texts, labels, seed if isinstance(seed, int) else None)
 
 

@@ -19,24 +19,31 @@ from skipsweep.config import (
     NEUTRAL_CHOICE,
     Config,
     Constant,
+    Control,
     Data,
+    Free,
     Gated,
     GateTargets,
     LambdaInit,
+    Listed,
     Model,
     Muon,
+    NoControl,
     Optim,
     Recipe,
     Residual,
     RunConfig,
     Schedule,
     SkipLayers,
+    TargetControl,
+    Targeted,
+    choices,
     defaults,
     leaves,
     recipe_of,
 )
 from skipsweep.errors import UserError
-from skipsweep.model import heads, shape, wiring
+from skipsweep.model import gating, heads, shape, wiring
 from skipsweep.sweep import select
 
 RESULTS_VERSION = 2
@@ -59,7 +66,8 @@ def canonical(config: Config, data: Data) -> RunConfig:
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     _check_gates(config, asked)
     given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
-    given["gate_targets"] = _gate_targets(config.gate_targets)
+    given["gate_targets"] = _gate_targets(config)
+    given["control"] = _control(config)
     run = RunConfig(**given)
     return replace(run, lambda_init=_lambda_init(run, asked))
 
@@ -73,12 +81,38 @@ def _check_gates(config: Config, asked: Sequence[select.Source]) -> None:
         )
 
 
-def _gate_targets(gates: GateTargets) -> GateTargets:
-    """A bias that gates do not start from, or a floor that nobody sees, has no effect."""
+def _gate_targets(config: Config) -> GateTargets:
+    """A bias that gates do not start from, a floor that nobody sees, or targets that the control takes no notice of,
+    have no effect; targets are a list, however they were said."""
+    gates = config.gate_targets
     if not isinstance(gates, Gated):
         return gates
-    unseen = {} if gates.attention == "keys" else {"floor": 1.0}
-    return replace(gates, bias=gates.bias if gates.init == "open" else 0.0, **unseen)
+    start = {"init": gates.init, "bias": gates.bias if gates.init == "open" else 0.0}
+    seen = {"attention": gates.attention, "floor": gates.floor if gates.attention == "keys" else 1.0}
+    if not isinstance(config.control, TargetControl):
+        return Free(**start, **seen)
+    return Listed(**start, **seen, means=gating.means(gates, config.model.layers))
+
+
+def _control(config: Config) -> Control:
+    """Raises UserError for a control that has nothing to control, or does not say where to."""
+    gates, control = config.gate_targets, config.control
+    if isinstance(control, NoControl):
+        if isinstance(gates, Targeted):
+            raise UserError(
+                f"gate_targets={gates.name} says where to, but control=none takes no gate there; valid: "
+                f"{', '.join(f'control={name}' for name in choices(TargetControl))}, or gate_targets=free"
+            )
+        return control
+    if not isinstance(gates, Gated):
+        valid = ", ".join(f"gate_targets={name}" for name in choices(Gated))
+        raise UserError(
+            f"control={control.name} has no gates to control with gate_targets={gates.name}; valid: {valid}"
+        )
+    if isinstance(control, TargetControl) and not isinstance(gates, Targeted):
+        valid = ", ".join(f"gate_targets={name}" for name in choices(Targeted))
+        raise UserError(f"control={control.name} needs targets, gate_targets={gates.name} has none; valid: {valid}")
+    return control
 
 
 def _check_last_mlp(config: Config, asked: Sequence[select.Source]) -> None:

@@ -1,5 +1,5 @@
-"""Lengths of a schedule given as factors, so that an experiment asks the same at every scale: a 140th fewer steps are
-40 of the medium track's 5,590 and 1 of a tiny run's 200."""
+"""Lengths of a schedule, and depths, given as factors, so that an experiment asks the same at every scale: a 140th fewer
+steps are 40 of the medium track's 5,590 and 1 of a tiny run's 200."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,8 @@ def resolved(config: Config) -> Config:
     for key, factor in vars(factors).items():
         if factor is not None and not 0 < factor < math.inf:
             raise UserError(f"relative.{key}={factor} must be above 0: 0.9 makes it a tenth shorter")
-    return replace(config, schedule=_scaled(config.schedule, factors), relative=Relative())
+    model = replace(config.model, layers=_depth(config.model.layers, factors.layers))
+    return replace(config, model=model, schedule=_scaled(config.schedule, factors), relative=Relative())
 
 
 def _scaled(schedule: Schedule, factors: Relative) -> Schedule:
@@ -26,6 +27,11 @@ def _scaled(schedule: Schedule, factors: Relative) -> Schedule:
         horizon=_horizon(schedule.horizon, factors.horizon, schedule, factors),
         window_horizon=_horizon(schedule.window_horizon, factors.window_horizon, schedule, factors),
     )
+
+
+def _depth(layers: int, factor: float) -> int:
+    """Even, so that layers make pairs; as it is where nothing is asked."""
+    return layers if factor == 1 else max(2 * round(layers * factor / 2), 2)
 
 
 def _horizon(own: int, factor: float | None, schedule: Schedule, factors: Relative) -> int:

@@ -1,4 +1,5 @@
-"""`skip_layers=5`, `=[5,2]`, `=top3`, ... written as the leaf that Hydra can compose: `skip_layers.layers=5`.
+"""`skip_layers=5`, `=[5,2]`, `=top3`, ... written as the leaf that Hydra can compose: `skip_layers.layers=5`; and
+`gate_targets=[1,.5]` as `gate_targets=list gate_targets.means=[1,.5]`.
 
 Hydra takes nothing but names for a group, and fails on numbers and lists. So such overrides are rewritten before it
 sees them. Names (`skip_layers=record`) stay choices of the group; everything else is passed on byte for byte.
@@ -16,6 +17,7 @@ from skipsweep.sweep import grammar, select
 GROUP = "skip_layers"
 LEAF = "skip_layers.layers"
 _PREFIX = f"{GROUP}="
+_TARGETS = "gate_targets"
 _WORD = re.compile(rf"none|{'|'.join(heads.NAMED)}|{select.TWO_THIRDS}|top\d+|{select.SPREADS}|[+-]?\d+")
 FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input, extra, {select.EACH}, topA..topB"
 """What skip_layers takes besides the group's choices."""
@@ -35,6 +37,19 @@ def rewrite(override: str) -> str:
     return override if text is None else f"{LEAF}={text}"
 
 
+def written_out(override: str) -> list[str]:
+    """One override with its shorthand written out, as one or as two."""
+    if not override.startswith(f"{_TARGETS}=["):
+        return [rewrite(override)]
+    try:
+        parsed = grammar.parse(override)
+    except UserError:
+        return [override]
+    if grammar.is_sweep(parsed) or not isinstance(parsed.value(), list):
+        return [override]
+    return [f"{_TARGETS}=list", f"{_TARGETS}.means={override.removeprefix(f'{_TARGETS}=')}"]
+
+
 def _leaf_text(value: Any, text: str) -> str | None:
     """Text of the leaf's value; None where the value names a choice, or sets keys of the group."""
     if value is None:
@@ -47,7 +62,8 @@ def _leaf_text(value: Any, text: str) -> str | None:
 def rewrite_arguments(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments, flags among them. Of several `skip_layers=` the last counts, as Hydra has it."""
     given = [i for i, argument in enumerate(arguments) if argument.startswith(_PREFIX)]
-    return [rewrite(a) for i, a in enumerate(arguments) if i not in given[:-1]]
+    kept = [a for i, a in enumerate(arguments) if i not in given[:-1]]
+    return [text for argument in kept for text in written_out(argument)]
 
 
 def rewrite_line(line: str) -> str:

@@ -4,7 +4,19 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from skipsweep.config import MISSING, Config, Cosine, Gated, Model, Muon, RunConfig, Trapezoid, world_size
+from skipsweep.config import (
+    MISSING,
+    Adapting,
+    Config,
+    Cosine,
+    Gated,
+    Model,
+    Muon,
+    ProportionalDerivative,
+    RunConfig,
+    Trapezoid,
+    world_size,
+)
 from skipsweep.data import batches
 from skipsweep.errors import UserError
 from skipsweep.model.shape import LLAMA
@@ -20,6 +32,7 @@ def validate(config: Config) -> None:
     _model(config)
     batches.check(config.data)
     _gates(config)
+    _control(config)
     _optim(config)
     _schedule(config)
     _compute(config)
@@ -110,6 +123,15 @@ def _gates(config: RunConfig) -> None:
         raise UserError(
             f"gate_targets={gates.name} pairs opposite layers, but model.layers={layers} is odd; valid: an even number"
         )
+
+
+def _control(config: RunConfig) -> None:
+    control = config.control
+    for key in ("gamma", "delta"):
+        if isinstance(control, Adapting):
+            _not_negative(f"control.{key}", getattr(control, key))
+    if isinstance(control, ProportionalDerivative) and control.memory < 1:
+        raise UserError(f"control.memory={control.memory} is a number of steps; valid: 1 or more")
 
 
 def _stages(model: Model) -> None:

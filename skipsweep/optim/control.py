@@ -1,0 +1,99 @@
+"""The control of a run's gates at work: between the forward passes of a step, its backward passes, and its update.
+
+Legend: P pairs of opposite layers, B batch, T time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from skipsweep.config import Control
+from skipsweep.distributed import World
+from skipsweep.optim.controllers import Controller, build_controller
+from skipsweep.optim.moments import Moments
+
+PREFIX = "control/"
+"""What the names of a control's tensors begin with, in a state that holds others too."""
+
+
+class NoDriver:
+    """What stands beside the optimiser where there is no control."""
+
+    watch: Callable[[Tensor], None] | None = None
+    """Has to see the gates (P, B, T) of a micro-batch before its loss; None: need not."""
+
+    def begin(self) -> None:
+        """Before the first micro-batch of a step."""
+
+    def on_top(self, loss: Tensor, weight: float) -> Tensor:
+        """`loss` (scalar, weighted already) plus that of the gates, which has the same weight in the batch."""
+        return loss
+
+    def end(self) -> Tensor | None:
+        """After the last micro-batch: the batch's loss on the gates, without the cross-entropy, over all processes."""
+        return None
+
+    def update(self, halted: Tensor) -> None:
+        """Adapt to the step's gates; where `halted` (scalar) is 1 nothing changes."""
+
+    def state(self) -> dict[str, Tensor]:
+        """`control/NAME` -> tensor, the same on every process: what a continued run needs."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned, on any number of processes."""
+
+    def readings(self) -> dict[str, list[float]]:
+        """Name -> coefficients or targets, pair by pair."""
+        return {}
+
+
+class Driver(NoDriver):
+    """A controller at work: watches gates, adds up what they are like in a step, and adapts."""
+
+    def __init__(self, controller: Controller, world: World):
+        self._controller, self._world = controller, world
+        self._pairs = len(controller.alpha)
+        self.watch = self._see
+        self.begin()
+
+    def begin(self) -> None:
+        self._loss = self._zero()
+        self._total = self._zero()
+        self._moments = Moments(self._pairs, self._world.device)
+
+    def _see(self, gates: Tensor) -> None:
+        self._loss = self._controller.loss(gates)
+        self._moments.add(gates)
+
+    def on_top(self, loss: Tensor, weight: float) -> Tensor:
+        own = self._loss * weight
+        self._total += own.detach()
+        return loss + own
+
+    def end(self) -> Tensor | None:
+        self._moments.reduce(self._world)
+        return self._world.sum(self._total)
+
+    def update(self, halted: Tensor) -> None:
+        self._controller.update(self._moments.mean, self._moments.variance, halted)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{PREFIX}{name}": tensor for name, tensor in self._controller.tensors().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+    def readings(self) -> dict[str, list[float]]:
+        return {name: values.tolist() for name, values in self._controller.readings().items()}
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self._world.device)
+
+
+def build_driver(control: Control, means: Sequence[float], pairs: int, world: World) -> NoDriver:
+    """What drives the gates of so many pairs of layers to these targets (empty: there are none)."""
+    controller = build_controller(control, means, pairs, world.device)
+    return Driver(controller, world) if controller else NoDriver()
