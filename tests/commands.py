@@ -1,18 +1,23 @@
 """`python launch.py` as a user types it, on models so small that starting a process takes longer than training them."""
 
+import io
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from skipsweep import files
 from skipsweep.rundir import Multirun, RunDir
+from skipsweep.sweep import launch as launching
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.request import Composes, LaunchRequest
 
@@ -61,6 +66,15 @@ class Place:
         process = self.start(*arguments, runner=runner)
         out, err = process.communicate(timeout=600)
         return Done(process.returncode, out, err)
+
+    def here(self, *arguments: str) -> "Done":
+        """launch.py in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for key, value in self.environment.items():
+                patch.setenv(key, value)
+            status = launching.launch(request(self.arguments(*arguments)))
+        return Done(status, out.getvalue(), err.getvalue())
 
     def attempts(self) -> dict[str, int]:
         """Run -> how often it was begun."""
@@ -116,8 +130,9 @@ def _composer() -> Composes:
 
 
 def request(arguments: Sequence[str]) -> LaunchRequest:
-    """What launch.py would be asked for; one composer serves all tests, so that Hydra composes less."""
-    return replace(from_command_line(arguments), composer=_composer())
+    """What launch.py would be asked for; one composer serves all tests of our own conf/, so that Hydra composes less."""
+    own = from_command_line(arguments)
+    return own if any("searchpath" in argument for argument in arguments) else replace(own, composer=_composer())
 
 
 def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:

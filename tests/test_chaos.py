@@ -1,6 +1,5 @@
 """A run that is killed at random moments until it is done ends in every bit as one that nothing happened to."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forked import context
 from runs import Quiet, configuration, frozen, result, rows
 
 from skipsweep import checkpoint, files, job, lease
@@ -33,11 +33,8 @@ def chaotic(folder: Path, data_root: Path) -> Config:
 class Forked:
     """An attempt in a process forked from one that has torch loaded already: it begins to train at once."""
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["skipsweep.job"])
-
     def __init__(self, run: RunDir):
-        self._process = self.context.Process(target=execute, args=(run,))
+        self._process = context.Process(target=execute, args=(run,))
         self._process.start()
 
     def ended(self, seconds: float = 0) -> bool:

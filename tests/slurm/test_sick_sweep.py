@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from commands import Done, Place
-from faults.sitecustomize import SICK
+from faults.sitecustomize import SICK, infect
+from forked import fork_jobs
 from runs import result
 from sweeps import HERE, SlurmPlace
 
 from skipsweep import files
 from skipsweep.rundir import RunDir
+from skipsweep.sweep import local
 
 HEALTHY = range(11)
 FAULTS = {"PYTHONPATH": str(HERE / "faults")}
@@ -51,15 +53,26 @@ def cause(run: RunDir) -> str:
 def well(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> list[float]:
     """Final losses of the healthy seeds, where nobody is ill."""
     place = Place(tmp_path_factory.mktemp("well") / "runs", data_root)
-    assert place.launch("-m", "seed=range(0,11)", "sweep.name=well", "hydra.launcher.parallel=3").status == 0
+    with pytest.MonkeyPatch.context() as patch:
+        fork_jobs(patch)
+        assert place.here("-m", "seed=range(0,11)", "sweep.name=well", "hydra.launcher.parallel=3").status == 0
     return [result(place.run_of("well", "run", seed))["val_loss"] for seed in HEALTHY]
 
 
 def test_on_this_machine(tmp_path: Path, data_root: Path, well: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_jobs(monkeypatch, infect)
+    monkeypatch.setattr(local, "GRACE_S", 3.0)  # what hangs is deaf to its time limit as well
+    place = Place(tmp_path / "runs", data_root)
+    limit = ("hydra.launcher.parallel=3", "hydra.launcher.timeout_min=0.2")
+    check(place, place.here("-m", *private(tmp_path / "conf", 5), *limit), well)
+
+
+@pytest.mark.nightly
+def test_as_a_command(tmp_path: Path, data_root: Path, well: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", FAULTS["PYTHONPATH"])
     place = Place(tmp_path / "runs", data_root)
     limit = ("hydra.launcher.parallel=3", "hydra.launcher.timeout_min=0.7")
-    check(place, place.launch("-m", *private(tmp_path / "conf", 5), *limit), well)
+    check(place, place.launch("-m", *private(tmp_path / "conf", 8), *limit), well)
 
 
 @pytest.mark.nightly

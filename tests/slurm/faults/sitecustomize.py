@@ -116,6 +116,15 @@ def infect_data(batches: Any) -> None:
     batches.Batches.__init__ = damaged
 
 
+def infect() -> None:
+    """In a process that has them already."""
+    from skipsweep import train
+    from skipsweep.data import batches
+
+    infect_training(train)
+    infect_data(batches)
+
+
 INFECTED = {"skipsweep.train": infect_training, "skipsweep.data.batches": infect_data}
 
 
