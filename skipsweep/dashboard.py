@@ -6,6 +6,7 @@ configuration.
 """
 
 import importlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ def _workspace(subject: Subject, place: Place) -> Any:
     ws, expr = _library("workspaces"), _library("expr")
     keys = [_key(subject, name) for name in subject.groupings]
     return ws.Workspace(
-        name=f"{subject.sweep}: {subject.question}" if subject.question else subject.sweep,
+        name=_name(subject),
         entity=place.entity or "",
         project=place.project,
         sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in _sections(subject)],
@@ -117,6 +118,12 @@ def _workspace(subject: Subject, place: Place) -> Any:
             pinned_columns=[f"summary:{FINAL_LOSS}", *(f"config:{key}" for key in map(_column, keys))],
         ),
     )
+
+
+def _name(subject: Subject) -> str:
+    """Sweep and question, without symbols (`=`, `+`, an arrow), which wandb refuses in a name."""
+    text = f"{subject.sweep}: {subject.question}" if subject.question else subject.sweep
+    return "".join(" " if unicodedata.category(letter)[0] in "SC" else letter for letter in text)
 
 
 def _key(subject: Subject, name: str) -> str:

@@ -86,7 +86,7 @@ def test_a_dry_run_asks_nobody_and_refers_to_what_runs_have_logged(
     assert done.exit_code == 0, done.exception
     document = json.loads(done.output)
     assert (document["entity"], document["project"]) == ("us", "mine")
-    assert document["displayName"] == "v1.2=x: Which order?"
+    assert document["displayName"] == "v1.2 x: Which order?"
     [runs] = document["spec"]["section"]["runSets"]
     [tags] = runs["filters"]["filters"]
     assert tags["value"] == ["sweep/v1_2_x"]
