@@ -276,6 +276,32 @@ def _upload(multirun: Multirun, sweep: str, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def dashboard(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the specification as JSON; no login, no network.")
+    ] = False,
+    entity: Annotated[str | None, typer.Option(help="wandb's team or user; default: the runs'.")] = None,
+    project: Annotated[str | None, typer.Option(help="wandb's project; default: the runs'.")] = None,
+    multirun: Folder = "multirun",
+) -> None:
+    """Save a wandb workspace that compares a sweep's arms, orderings and numbers of sources; prints its address."""
+    from skipsweep import dashboard as boards
+
+    folder = _multirun(multirun)
+    subject, place = boards.read(folder, sweep), boards.place(folder, sweep, entity, project)
+    if dry_run:
+        return _print_json(boards.specification(subject, place))
+    try:
+        typer.echo(boards.save(subject, place))
+    except UserError:
+        raise
+    except Exception as problem:  # of wandb, its server, or the network
+        print(f"error: wandb: {' '.join(str(problem).split())[:300]}", file=sys.stderr)
+        raise typer.Exit(1) from problem
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 

@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -270,12 +271,12 @@ def _labels(run: RunDir) -> tuple[str | None, list[str]]:
 
 def sweep_tag(sweep: str) -> str:
     """The tag by which wandb finds all runs of a sweep."""
-    return _cut(f"sweep={sweep}", TAG_LENGTH)
+    return _cut(f"sweep/{sweep_key(sweep)}", TAG_LENGTH)
 
 
 def sweep_key(sweep: str) -> str:
-    """What a sweep is called in a run's configuration at wandb, where a point separates keys."""
-    return sweep.replace(".", "_")
+    """What wandb calls a sweep, where a point would separate keys and an equals sign read as an operator."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", sweep)
 
 
 def _config(run: RunDir) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_wandbs_file_holds_rows_config_labels_summary_and_no_secret(run: RunDir,
     assert (opened["run_id"], opened["display_name"]) == ("0123456789ab", "tiny-skip11-0123456789ab")
     assert (opened["project"], opened["run_group"]) == ("mirror-test", "11")
     assert len(opened["tags"]) == 5
-    assert {"record/skip", "sweep=record", "sweep=all"} < set(opened["tags"])
+    assert {"record/skip", "sweep/record", "sweep/all"} < set(opened["tags"])
     assert "host" not in opened
     summary = json.loads(inspect(folder, "--summary"))
     serves = {"record": {"arm": "skip"}, "all": {"arm": "11"}}
@@ -410,7 +410,7 @@ def test_group_and_tags_unite_all_sweeps_and_long_tags_stay_apart(run: RunDir) -
     run.note_serves({"a": {"arm": "baseline", "tags": ["a"]}})
     group, tags = mirror._labels(run)
     assert group == "baseline"
-    assert tags[:4] == ["a", "sweep=a", "sweep=b", tags[3]]
+    assert tags[:4] == ["a", "sweep/a", "sweep/b", tags[3]]
     assert len(tags) == 5
     assert {len(tag) for tag in tags[3:]} == {64}
 
@@ -419,9 +419,9 @@ def test_what_dashboards_group_by(run: RunDir) -> None:
     settings = files.read_yaml(run.config)
     files.write_yaml(run.config, settings | {"skip_layers": {"layers": [2, 5]}})
     tags = ["multi_layer/early_to_late/N=2", "multi_layer/random/N=2"]
-    run.note_serves({"v1.2": {"arm": "top2", "tags": tags}, "b": {"arm": "two", "tags": ["multi_layer/given/N=2"]}})
+    run.note_serves({"v1.2=x": {"arm": "top2", "tags": tags}, "b": {"arm": "two", "tags": ["multi_layer/given/N=2"]}})
     assert mirror._config(run)["serves"] == {
-        "v1_2": {"arm": "top2", "ordering": "early_to_late+random", "N": 2},
+        "v1_2_x": {"arm": "top2", "ordering": "early_to_late+random", "N": 2},
         "b": {"arm": "two", "ordering": "given", "N": 2},
     }
 

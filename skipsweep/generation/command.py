@@ -66,7 +66,7 @@ def run(
     _check(device)
     given = trained.load(asked)
     given.model.to(device)
-    content, last = trained.bytes_of(config), end_of_text(config.data.tokenizer)
+    content, last = trained.bytes_of(config), end_of_text(config.data.tokenizer) if stop else None
     closed, made, stream, parts = Closed(), list[Made](), TextStream(), list[str]()
 
     def told(part: str) -> None:
@@ -74,13 +74,13 @@ def run(
         say(part)
 
     started = time.perf_counter()
-    for one in generate(given, prompt.to(device), tokens, how, stop, closed):
+    for one in generate(given, prompt.to(device), tokens, how, last, closed):
         made.append(Made(one.id, text_of(content(one.id)), one.p))
-        if not stop or one.id != last:
+        if one.id != last:
             told(stream.add(content(one.id)))
     told(stream.end())
     seconds = time.perf_counter() - started
-    ended = "end of text" if stop and made[-1].id == last else "tokens"
+    ended = "end of text" if made[-1].id == last else "tokens"
     skipped = given.model.skip and bool(closed.passed)
     return Generated(
         asked.name, given.step, text, "".join(parts), made, ended, closed.shares(), skipped, round(seconds, 3)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from skipsweep import trained
 from skipsweep.config import RunConfig
-from skipsweep.data.tokenizer import end_of_text
 from skipsweep.errors import UserError
 from skipsweep.generation.sampling import Sampler, Sampling
 from skipsweep.model.decode import Decoder
@@ -61,9 +60,9 @@ def room(config: RunConfig, prompt: int, tokens: int | None) -> int:
 
 
 def generate(
-    given: Trained, prompt: Tensor, tokens: int, how: Sampling, stop: bool = True, closed: Closed | None = None
+    given: Trained, prompt: Tensor, tokens: int, how: Sampling, last: int | None = None, closed: Closed | None = None
 ) -> Iterator[Next]:
-    """Draw `tokens` tokens after `prompt` (1, T), and end early where the model ends the document, if it is to `stop`.
+    """Draw `tokens` tokens after `prompt` (1, T), fewer where one of them is `last`.
 
     Blocks compute what their gates leave open, and nothing else, where the gates allow it (`Gate.skips`). `closed`
     counts what they do not.
@@ -72,7 +71,6 @@ def generate(
     model.skip = model.gate.skips
     decoder = Decoder(model, prompt.shape[1] + tokens, given.window)
     sampler = Sampler(how, config.data.vocab_size)
-    last = end_of_text(config.data.tokenizer) if stop else None
     news = prompt
     with _watched(model, closed or Closed()):
         for _ in range(tokens):
