@@ -792,8 +792,8 @@ class Paths:
 
 @dataclass
 class Relative:
-    """Factors on the schedule's lengths and the trunk's depth, worked out when planning: "one percent fewer steps", "half
-    the layers" at any scale. A warm-up keeps its steps."""
+    """Factors on the schedule's lengths and the trunk's depth, worked out when planning: "one percent fewer steps" or
+    "half the layers" at any scale. A warm-up keeps its steps."""
 
     steps: float = 1.0
     """On `schedule.steps`, and on horizons that have no factor of their own."""

@@ -205,7 +205,7 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
                 return False
     state = trainer.state()
     if recorder:
-        _remember_speed(config, world, recorder.finish(trainer, state, _facts(config, root)))
+        _remember_speed(config, world, recorder.finish(trainer, state, _facts(config, root, trainer)))
         if config.record.inspect:
             at_end.inspect(run)
     return True
@@ -266,13 +266,14 @@ def _assert_same_config(run: RunDir, world: World) -> None:
 # --------------------------------------------------------------------------------------------------- what stands beside
 
 
-def _facts(config: RunConfig, root: Path) -> dict[str, Any]:
+def _facts(config: RunConfig, root: Path, trainer: Trainer) -> dict[str, Any]:
     """What a result says beyond its losses."""
     recipe = recipe_of(config)
     return {
         "unigram_entropy": unigram_entropy(open_corpus(config.data, root), config.data.val_tokens),
         "parameters": count.parameters(recipe),
         "flops_per_token": count.flops_per_token(recipe),
+        "inference_flops_per_token": count.inference_columns(recipe, *trainer.openness()),
     }
 
 

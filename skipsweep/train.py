@@ -262,6 +262,13 @@ class Trainer:
             for layer, value in enumerate(values)
         }
 
+    def openness(self) -> tuple[list[float], list[float]]:
+        """Parts of tokens, and of products of queries with keys, that gates left open in the last validation, by layer
+        of the first half; empty without gates."""
+        if self.census is None:
+            return [], []
+        return self.census.openness.tokens.tolist(), self.census.openness.products.tolist()
+
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: `model`, `optim` (tensors by name, those of a control among them),
         `random` (one entry per rank), `step`, `train_time_s`. Every rank must call it.

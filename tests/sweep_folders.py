@@ -209,6 +209,7 @@ def _result(
         "unigram_entropy": 3.1,
         "parameters": {"blocks.attention": 1000, "head": 500},
         "flops_per_token": {"blocks.attention": 6000, "head": 3000},
+        "inference_flops_per_token": {"dense": {"blocks.attention": 2000, "head": 1000}},
         "lambdas": lambdas,
         "val_curve": curve,
     }

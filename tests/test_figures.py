@@ -169,8 +169,11 @@ def test_more_arms_than_colours_are_told_apart_by_kind(tmp_path: Path) -> None:
 def test_gates_give_curves_and_sparsity(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.9])
-    made.arm("gated", [2.91], lambdas={"gate/0": 0.5, "gate/1": 1.0})
+    assert finals.over_inference(tables.of(made.read())) is None
+    made.arm("gated", [2.91], lambdas={"gate/0": 0.7, "gate/1": 1.0, "gate/zeros/0": 0.5, "gate/zeros/1": 0.0})
     data = tables.of(made.read())
+    assert marks(finals.over_inference(data), data) == 2
+    assert data["runs"][0]["inference"] == 0.003
     assert data["runs"][1]["sparsity"] == pytest.approx(0.25)
     assert marks(finals.over_sparsity(data), data) == 1
     gates = scalars.gates(data)

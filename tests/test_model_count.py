@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,17 @@ from model_recipes import ARMS, OWNERS, recipe, tokens
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipsweep.config import Embeddings
-from skipsweep.model.count import flops_per_token, parameters, total
+from skipsweep.config import Embeddings, Free
+from skipsweep.model.count import (
+    flops_per_token,
+    inference_columns,
+    inference_flops_per_token,
+    parameters,
+    total,
+)
 from skipsweep.model.gpt import build
+from skipsweep.model.shape import attention_layers
+from skipsweep.optim.moments import Census
 from skipsweep.optim.schedule import window_blocks
 
 MEDIUM = {"layers": 16, "dim": 1024, "heads": 8, "mlp_ratio": 4.0, "vocab_size": 50257, "seq_len": 1024}
@@ -148,3 +157,38 @@ def pairs(length: int, block: int, window: int) -> int:
 def test_counting_does_not_import_torch():
     code = "import sys, skipsweep.model.count; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inference_is_a_third_of_training_where_windows_do_not_grow():
+    cfg = recipe(window_growth="none", steps=3)
+    found, training = inference_flops_per_token(cfg), flops_per_token(cfg)
+    assert {group: 3 * flops for group, flops in found.items()} == pytest.approx(training, abs=2)
+    longer = replace(cfg, data=replace(cfg.data, val_seq_len=2 * cfg.data.seq_len))
+    assert inference_flops_per_token(longer)["blocks.attention.scores"] > found["blocks.attention.scores"]
+
+
+@pytest.mark.parametrize("trunk", [LLAMA, {"window": 0}])
+def test_what_gates_leave_is_what_a_skipping_pass_computes(trunk):
+    """Of the linear maps to the operation; estimated products go by open tokens, measured ones by open pairs."""
+    gates = Free(init="open", bias=-0.3, attention="keys", floor=1e-6)
+    cfg = replace(recipe(**trunk), gate_targets=gates)
+    ids, _ = tokens(cfg, batch=3)
+    model, census = build(cfg).eval().requires_grad_(False), Census(2, torch.device("cpu"))
+    model.gate.weight.mul_(20)
+    model.skip, model.gate.watch = True, census.add
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.logits(ids)
+    counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    openness = census.openness.tokens.tolist(), census.openness.products.tolist()
+    assert 0.1 < min(openness[0]) < max(openness[0]) < 0.95
+    columns = inference_columns(cfg, *openness)
+    scores = {name: column.pop("blocks.attention.scores") for name, column in columns.items()}
+    maps = sum(flops for op, flops in counted.items() if op in ("aten.mm", "aten.addmm"))
+    assert maps == pytest.approx(total(columns["measured"]) * ids.numel(), rel=1e-3)
+    assert columns["measured"] == columns["estimated"]
+    assert total(columns["estimated"]) < total(columns["dense"])
+    per_layer = scores["dense"] / len(attention_layers(cfg.model))
+    parts = [[pairs_of[min(i, 3 - i)] for i in attention_layers(cfg.model)] for pairs_of in openness]
+    assert scores["estimated"] == pytest.approx(per_layer * sum(parts[0]), abs=1)
+    assert scores["measured"] == pytest.approx(per_layer * sum(parts[1]), abs=1)
+    assert inference_columns(cfg, [], []).keys() == {"dense"}

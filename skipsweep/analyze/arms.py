@@ -33,6 +33,11 @@ class Arm:
     parameters: int | None
     flops_per_token: int | None
     """Operations of a training pass, as planning counts them."""
+    inference_estimated: float | None
+    """Operations of a forward pass per token, blocks in proportion to their open tokens at the end (seed 004's
+    estimate), of the whole model without gates; mean over the finished seeds."""
+    inference_measured: float | None
+    """The same with the products of open queries with open keys as they were counted in the last validation."""
     is_baseline: bool
     same_as: str | None
     """An earlier arm that is served by the very same runs (`head_type` without sources, say)."""
@@ -86,6 +91,8 @@ def _arm(
         train_time_s=mean([r["train_time_s"] for r in found]),
         parameters=_total(found, "parameters"),
         flops_per_token=_total(found, "flops_per_token"),
+        inference_estimated=inference_flops(found, "estimated"),
+        inference_measured=inference_flops(found, "measured"),
         is_baseline=is_baseline,
         same_as=same_as,
         confounds=confounds,
@@ -124,6 +131,14 @@ def _total(results: Sequence[dict[str, Any]], key: str) -> int | None:
     """Sum over the groups of a count; None where no run says it (imported ones do not)."""
     groups = next((found[key] for found in results if found.get(key)), None)
     return None if groups is None else sum(groups.values())
+
+
+def inference_flops(results: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    """Mean operations of a forward pass per token, those of the whole model where there are no gates; None where no run
+    says it."""
+    columns = [found.get("inference_flops_per_token") or {} for found in results]
+    said = [of_run.get(column) or of_run.get("dense") for of_run in columns]
+    return mean([float(sum(parts.values())) for parts in said if parts])
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -4,9 +4,11 @@ Conventions of the operation count: a multiply-add is 2 operations; the backward
 matrix products count (norms, rotary, softmax, activations and lambdas are linear in width, looking up an embedding is
 free). Attention counts the keys that a query sees by causality and window, averaged over the run's steps: about half of
 the full T x T square without a window. Document masks, which depend on the text, are not counted off, nor is what is
-recomputed to save memory.
+recomputed to save memory. Training computes all blocks whatever their gates; inference may leave out what they close.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from skipsweep.config import Gated, Recipe
@@ -17,13 +19,14 @@ from skipsweep.model.shape import (
     gate_channels,
     head_rows,
     kv_heads,
+    mlp_layers,
     norm_weights,
     scalars,
     table_rows,
     token_embeddings,
 )
 from skipsweep.model.wiring import mlp_hidden
-from skipsweep.optim.schedule import short_window_blocks, windows
+from skipsweep.optim.schedule import short_window_blocks, window_blocks, windows
 
 FORWARD_AND_BACKWARD = 3
 """Cost of a training pass, in forward passes."""
@@ -38,7 +41,7 @@ def parameters(recipe: Recipe) -> dict[str, int]:
         "embed.readout": has_embedding(recipe) * recipe.data.vocab_size * model.dim,
         "embed.smear": _smear(recipe),
         "blocks.attention": len(attention_layers(model)) * _attention(recipe),
-        "blocks.mlp": _mlps(recipe) * _mlp(recipe),
+        "blocks.mlp": len(_trunk_mlps(recipe)) * _mlp(recipe),
         "readout": _readout(recipe),
         "head": head_rows(recipe) * head_inputs(recipe),
         "gates": _gates(recipe) * (model.dim + 1),
@@ -52,17 +55,71 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
 
     `blocks.attention` is the projections, `blocks.attention.scores` the two products with keys and values.
     """
-    model, per_multiply_add = recipe.model, 2 * FORWARD_AND_BACKWARD
+    steps, seq_len = recipe.schedule.steps, recipe.data.seq_len
+    keys = [0.0] * recipe.model.layers
+    for window, count in windows(recipe.model, recipe.schedule).items():
+        seen = _keys(recipe, seq_len, window)
+        keys = [total + count / steps * here for total, here in zip(keys, seen, strict=True)]
+    return _operations(recipe, 2 * FORWARD_AND_BACKWARD, keys, _whole(recipe))
+
+
+@dataclass(frozen=True)
+class Open:
+    """What gates leave to be computed, layer by layer."""
+
+    tokens: Sequence[float]
+    """Part of the tokens."""
+    products: Sequence[float]
+    """Part of the products of queries with keys up to their own, whatever the window."""
+
+
+def inference_flops_per_token(recipe: Recipe, left: Open | None = None) -> dict[str, int]:
+    """Group -> operations of a forward pass per token of a validation sequence, in the last validation's window.
+
+    `left`: what gates leave of every block (None: everything is computed).
+    """
+    data = recipe.data
+    window = window_blocks(recipe.model, recipe.schedule, recipe.schedule.steps)
+    keys = _keys(recipe, data.val_seq_len or data.seq_len, window)
+    return _operations(recipe, 2, keys, left or _whole(recipe))
+
+
+def inference_columns(recipe: Recipe, tokens: Sequence[float], products: Sequence[float]) -> dict[str, dict[str, int]]:
+    """`inference_flops_per_token` of the whole model (`dense`) and, with gates, of what they left in a validation:
+    `estimated` as in seed 004, where a block costs in proportion to its open tokens; `measured` with the products of
+    open queries with open keys as they were counted. `tokens`, `products`: as in `Open`, by layer of the first half.
+    """
+    found = {"dense": inference_flops_per_token(recipe)}
+    if tokens:
+        by_layer = [[*pairs, *reversed(pairs)] for pairs in (list(tokens), list(products))]
+        found["estimated"] = inference_flops_per_token(recipe, Open(by_layer[0], by_layer[0]))
+        found["measured"] = inference_flops_per_token(recipe, Open(*by_layer))
+    return found
+
+
+def _whole(recipe: Recipe) -> Open:
+    return Open([1.0] * recipe.model.layers, [1.0] * recipe.model.layers)
+
+
+def _operations(recipe: Recipe, per_multiply_add: int, keys: Sequence[float], left: Open) -> dict[str, int]:
+    """Group -> operations per token; `keys`: how many a query sees, layer by layer."""
+    model = recipe.model
+    products = sum(seen * part for seen, part in zip(keys, left.products, strict=True))
     return {
         "embed": per_multiply_add * _smear(recipe),
-        "blocks.attention": per_multiply_add * len(attention_layers(model)) * _attention(recipe),
+        "blocks.attention": round(per_multiply_add * _attention(recipe) * _sum(left, attention_layers(model))),
         # two products of dim multiply-adds with each key
-        "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * _keys(recipe)),
-        "blocks.mlp": per_multiply_add * _mlps(recipe) * _mlp(recipe),
+        "blocks.attention.scores": round(per_multiply_add * 2 * model.dim * products),
+        "blocks.mlp": round(per_multiply_add * _mlp(recipe) * _sum(left, _trunk_mlps(recipe))),
         "gates": per_multiply_add * _gates(recipe) * model.dim,
         "readout": per_multiply_add * _readout(recipe),
         "head": per_multiply_add * head_rows(recipe) * head_inputs(recipe),
     }
+
+
+def _sum(left: Open, layers: Sequence[int]) -> float:
+    """Of the open parts of these layers."""
+    return sum(left.tokens[layer] for layer in layers)
 
 
 def total(counts: dict[str, int]) -> int:
@@ -88,9 +145,10 @@ def _mlp(recipe: Recipe) -> int:
     return matrices * recipe.model.dim * mlp_hidden(recipe.model)
 
 
-def _mlps(recipe: Recipe) -> int:
-    """Blocks that have an MLP."""
-    return recipe.model.layers - len(recipe.model.no_mlp) - readout_kind(recipe).owns_last_mlp
+def _trunk_mlps(recipe: Recipe) -> list[int]:
+    """Layers whose MLP is in the trunk: the last one's may be the readout's."""
+    owned = [recipe.model.layers - 1] if readout_kind(recipe).owns_last_mlp else []
+    return [layer for layer in mlp_layers(recipe.model) if layer not in owned]
 
 
 def _gates(recipe: Recipe) -> int:
@@ -103,16 +161,12 @@ def _readout(recipe: Recipe) -> int:
     return sum(rows * columns for rows, columns in matrices(recipe).values())
 
 
-def _keys(recipe: Recipe) -> float:
-    """Keys that a query sees, summed over layers, averaged over positions and steps."""
-    model, seq_len = recipe.model, recipe.data.seq_len
-    layers = attention_layers(model)
-    long = len([layer for layer in layers if layer in model.long_window])
-    mean = 0.0
-    for window, steps in windows(model, recipe.schedule).items():
-        sees = [_mean_keys(seq_len, w, model.window_block) for w in (window, short_window_blocks(window))]
-        mean += steps / recipe.schedule.steps * (long * sees[0] + (len(layers) - long) * sees[1])
-    return mean
+def _keys(recipe: Recipe, seq_len: int, window: int) -> list[float]:
+    """Keys that a query sees, layer by layer, averaged over a sequence; `window`: blocks of the long one, 0: all."""
+    model = recipe.model
+    long, short = (_mean_keys(seq_len, w, model.window_block) for w in (window, short_window_blocks(window)))
+    each = [long if layer in model.long_window else short for layer in range(model.layers)]
+    return [0.0 if layer in model.no_attention else seen for layer, seen in enumerate(each)]
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,5 @@
-"""Lengths of a schedule, and depths, given as factors, so that an experiment asks the same at every scale: a 140th fewer
-steps are 40 of the medium track's 5,590 and 1 of a tiny run's 200."""
+"""Lengths of a schedule, and depths, given as factors, so that an experiment asks the same at every scale: a 140th
+fewer steps are 40 of the medium track's 5,590 and 1 of a tiny run's 200."""
 
 import math
 from dataclasses import replace

@@ -232,7 +232,9 @@ def runs(seen: Sequence[Observation]) -> Table:
 def arms(found: Sequence[Arm]) -> None:
     """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
     figures = ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters", ">MFLOP/token"
-    shown = table("arm", *figures)
+    # Without gates both are a third of the column before, windows aside.
+    skips = any(arm.inference_estimated != arm.inference_measured for arm in found)
+    shown = table("arm", *figures, *([">inference, estimated", ">measured"] if skips else []))
     for arm in found:
         versus = "baseline" if arm.is_baseline else f"is {arm.same_as}" if arm.same_as else _signed(arm.difference)
         count = f"{arm.done}/{arm.planned}" + (f", {arm.failed} failed" if arm.failed else "")
@@ -246,11 +248,16 @@ def arms(found: Sequence[Arm]) -> None:
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
-            "-" if arm.flops_per_token is None else f"{arm.flops_per_token / 1e6:,.2f}",
+            _mflop(arm.flops_per_token),
+            *([_mflop(arm.inference_estimated), _mflop(arm.inference_measured)] if skips else []),
         )
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
         console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
+
+
+def _mflop(operations: float | None) -> str:
+    return "-" if operations is None else f"{operations / 1e6:,.2f}"
 
 
 def _pairs(arm: Arm) -> str:

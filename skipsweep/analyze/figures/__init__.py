@@ -13,6 +13,7 @@ FIGURES = (
     finals.over_distance,
     finals.over_count,
     finals.over_flops,
+    finals.over_inference,
     finals.over_sparsity,
     scalars.skips,
     scalars.skip_curves,

@@ -99,9 +99,19 @@ def over_flops(tables: Tables) -> Figure | None:
     return _scatter(tables, "flops", x, "loss-over-flops", "Final loss over FLOPs", "counted, not measured")
 
 
+def over_inference(tables: Tables) -> Figure | None:
+    """Final loss over the operations of a forward pass, where there are gates that save some (seed 004, figure 2)."""
+    if not style.has(tables["runs"], "loss", "sparsity"):
+        return None
+    title = "forward pass, as far as gates are open (10⁶ FLOPs per token)"
+    x = alt.X("inference:Q", title=title, scale=alt.Scale(zero=False))
+    note = "counted: open tokens, and products of open queries with open keys in the last validation"
+    return _scatter(tables, "inference", x, "loss-over-inference-flops", "Final loss over FLOPs of inference", note)
+
+
 def over_sparsity(tables: Tables) -> Figure | None:
     """Final loss over the closed part of the gates."""
-    x = alt.X("sparsity:Q", title="sparsity: mean closed part of the gates (1)")
+    x = alt.X("sparsity:Q", title="sparsity: part of the gates that are exactly 0, mean over layers (1)")
     return _scatter(tables, "sparsity", x, "loss-over-sparsity", "Final loss over sparsity", "arms with gates")
 
 

@@ -30,6 +30,7 @@ DISTINGUISHABLE = 8
 _SKIP = re.compile(r"lambda/skip/(\d+)")
 _BLOCK = re.compile(r"lambda/block/(\d+)/(\w+)")
 _GATE = re.compile(r"gate/(\d+)")
+_ZEROS = re.compile(r"gate/zeros/\d+")
 
 
 def of(evidence: Evidence) -> Tables:
@@ -89,6 +90,7 @@ def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -
         # Blocks between the output of a source and the output of the last block.
         "distance": depth - 1 - fmean(layers) if depth and layers and len(layers) == len(point.sources) else None,
         "flops": _flops(result),
+        "inference": _inference(result),
         "sparsity": _sparsity(run),
     }
     return {key: value for key, value in row.items() if value is not None}
@@ -117,10 +119,17 @@ def _flops(result: Mapping[str, Any]) -> float | None:
     return None if not isinstance(parts, Mapping) or not tokens else sum(parts.values()) * tokens / 1e15
 
 
+def _inference(result: Mapping[str, Any]) -> float | None:
+    """FLOPs of a token's forward pass, in units of 1e6, as far as gates are open."""
+    columns = result.get("inference_flops_per_token") or {}
+    parts = columns.get("measured") or columns.get("dense")
+    return sum(parts.values()) / 1e6 if parts else None
+
+
 def _sparsity(run: Run) -> float | None:
-    """Mean closed part of the gates at the last validation that recorded them."""
-    last = [series[-1][2] for key in _keys(run) if _GATE.fullmatch(key) and len(series := run.series(key))]
-    return None if not last else 1 - fmean(last)
+    """Mean part of the tokens whose gate is exactly 0, at the last validation that recorded it."""
+    last = [series[-1][2] for key in _keys(run) if _ZEROS.fullmatch(key) and len(series := run.series(key))]
+    return fmean(last) if last else None
 
 
 def _series(run: Run, key: str, name: str) -> list[Row]:
