@@ -19,7 +19,7 @@ from skipsweep.rundir import RunDir
 
 BLOWS = [signal.SIGKILL] * 5 + [signal.SIGINT]
 """What a run survives; SIGINT, as Ctrl-C sends it, lets it save and end by itself."""
-STEPS, EVERY = 160, 2
+STEPS, EVERY = 96, 2
 LIFE_S = 120.0
 """Longest that an attempt may take; it takes a few seconds."""
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from skipsweep.optim.state import zeros
+
 
 class Adam:
     """Adam on the parameters of one role, by torch's fused kernel.
@@ -21,8 +23,7 @@ class Adam:
         self.names = tuple(weights)
         self._weights, self._lr, self._betas, self._eps, self._decay = dict(weights), lr, betas, eps, weight_decay
         self._own = [name for name, w in weights.items() if not w.is_meta]
-        self._first = {name: torch.zeros_like(w) for name, w in weights.items()}
-        self._second = {name: torch.zeros_like(w) for name, w in weights.items()}
+        self._first, self._second = zeros(weights), zeros(weights)
         # One count serves all: they are updated together or not at all.
         self._steps = torch.zeros((), device=weights[self._own[0]].device if self._own else "meta")
 

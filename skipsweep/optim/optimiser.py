@@ -150,7 +150,11 @@ class Optimiser:
         if owner == 0:
             return value
         # A broadcast where a message to one would do: no further communicators, for what takes a second per checkpoint.
-        box = value if owner == self._world.rank else torch.empty_like(value, device=self._world.device)
+        box = (
+            value
+            if owner == self._world.rank
+            else torch.empty(value.shape, dtype=value.dtype, device=self._world.device)
+        )
         dist.broadcast(box, owner)
         return box.cpu() if self._world.is_leader else box
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from skipsweep.optim.state import zeros
+
 
 class Outer:
     """DiLoCo's outer step (Douillard et al. 2023) on one worker, called Snoo in the medium track (record 12).
@@ -19,7 +21,7 @@ class Outer:
         """Slow weights start where `weights` are; those of other processes are meta tensors."""
         self._weights, self._every, self._lr, self._momentum = dict(weights), every, lr, momentum
         self._slow = {name: w.clone() for name, w in weights.items()}
-        self._velocity = {name: torch.zeros_like(w) for name, w in weights.items()}
+        self._velocity = zeros(weights)
 
     def update(self, names: Iterable[str], step: int, halted: Tensor) -> None:
         """The outer step, if one is due after the inner one from `step` to `step + 1`, on those of `names` that are
