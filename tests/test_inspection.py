@@ -174,7 +174,7 @@ def test_what_attention_adds_of_a_value_embedding_is_decoded() -> None:
     """Seed 003's W_o(lambda ve): the change to the block where its own values weigh nothing and a token sees itself."""
     cfg = recipe(dtype="float64")
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
-    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 1, [])
+    told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 1, [])
     [(layer, name), *_] = [(i, f"ve{k}, layer {i}") for i, k in sorted(value_table(cfg).items())]
     lens = next(lens for lens in told.lens if lens.what == name)
     block: Any = model.blocks[layer]
@@ -210,7 +210,7 @@ def test_values_and_value_embeddings_share_what_attention_mixes() -> None:
     """Own values are normed per head, hence of RMS 1; the embedding counts by its own."""
     cfg = recipe(dtype="float64")
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
-    told = read(model, run_config(cfg), "run", 1, ids, "drawn", 1, [])
+    told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 1, [])
     found = {one["layer"]: one["terms"] for one in told.shares if one["mechanism"] == "value"}
     assert list(found) == sorted(value_table(cfg))
     for layer, (own, embedded) in found.items():

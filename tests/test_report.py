@@ -68,7 +68,7 @@ def test_an_arm_that_differs(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92, 2.93, 2.925])
     made.arm("5", [2.82, 2.83, 2.825], sources=[5])
-    made.arm("6", [2.92, 2.931, 2.926], sources=[6])
+    made.arm("6", [2.931, 2.92, 2.926], sources=[6])
     found = findings.find(made.read())
     assert found.answer.startswith(
         "1 of 2 arms differ from none, 1 with a lower loss; best is 5 at -0.10000 nats/token (n = 3"
