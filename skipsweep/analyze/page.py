@@ -114,6 +114,7 @@ def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figur
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<link rel="icon" href="data:,">',
             f"<title>{title}</title><style>{_STYLE}</style></head><body>",
             *body,
             '<p id="said" hidden></p>',
