@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ QUIET = (
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--mute-audio",
     "--password-store=basic", "--force-color-profile=srgb", "--remote-debugging-pipe",
 )  # fmt: skip
-DEADLINE_MS = 60_000
+DEADLINE_S = 90
+
+
+class Navigated(Exception):
+    """The page that was asked has made way for another."""
 
 
 @dataclass
@@ -50,16 +55,21 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Wait for a condition, also over a page's loading anew."""
-        wait = f"""new Promise((yes, no) => {{
-            const end = Date.now() + {DEADLINE_MS};
+        """Wait for a condition, also while the page loads anew."""
+        look = f"""new Promise((tell) => {{
+            const end = Date.now() + 1000;
             const look = () => {{
-                try {{ if ({condition}) return yes(true) }} catch {{}}
-                Date.now() > end ? yes(false) : setTimeout(look, 30);
+                try {{ if ({condition}) return tell(true) }} catch {{}}
+                Date.now() > end ? tell(false) : setTimeout(look, 30);
             }};
             look();
         }})"""
-        assert self.evaluate(wait), f"in vain: {condition}"
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            with suppress(Navigated):
+                if self.evaluate(look):
+                    return
+            assert time.monotonic() < deadline, f"in vain: {condition}"
 
     def hover(self, selector: str, kind: str = "mouseMoved") -> None:
         """Move the mouse to the middle of an element; `kind` of event: see DevTools' Input.dispatchMouseEvent."""
@@ -125,7 +135,10 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer.get('error')}"
+                problem = str(answer.get("error", ""))
+                if "navigated" in problem or "context was destroyed" in problem:
+                    raise Navigated
+                assert not problem, f"{method}: {problem}"
                 return answer["result"]
             if "method" in answer and answer.get("sessionId") in self._pages:
                 self._pages[answer["sessionId"]].note(answer)

@@ -65,7 +65,6 @@ def test_a_report_opens_from_disk(browser: Browser, made: Made) -> None:
     page = browser.page()
     page.open(written.page.as_uri())
     page.until(DRAWN)
-    look(page, "report")
     figures = page.evaluate("document.querySelectorAll('figure').length")
     assert figures == len(list((written.page.parent / "figures").glob("*.svg"))) >= 12
 
@@ -75,12 +74,12 @@ def test_a_report_opens_from_disk(browser: Browser, made: Made) -> None:
     told = page.evaluate("document.querySelector('#vg-tooltip-element').textContent")
     assert "question-none-s0" in told
     assert "2.93000" in told
-    look(page, "hover")
     for kind in ("mousePressed", "mouseReleased"):
         page.hover(mark, kind)
     page.until("!document.querySelector('#said').hidden")
     assert "python launch.py" in page.evaluate("document.querySelector('#said').textContent")
     assert_quiet(page, written.page.as_uri())
+    look(page, "report")
 
 
 def test_the_board_leads_to_reports_that_renew_themselves(browser: Browser, made: Made) -> None:

@@ -26,6 +26,8 @@ th { border-bottom: 1px solid #222 } .wide { overflow-x: auto } .answer { font-s
 figcaption { font-size: 0.9rem; color: #555 } code { font-size: 0.85rem }
 #said { position: fixed; bottom: 1rem; right: 1rem; background: #222; color: #fff; padding: 0.4rem 0.8rem }
 """
+MOST_ROWS = 30
+"""Of a table that stands open: between the answer and the figures there is to be little to leaf through."""
 # In braces: the bundle before it has names of its own at the top level.
 _SCRIPT = """{
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -87,7 +89,9 @@ def write(evidence: Evidence, findings: Says, folder: Path, png: bool = False) -
 
 def spec(figure: Figure) -> dict[str, Any]:
     """A figure's Vega-Lite specification, without data."""
-    return figure.chart.to_dict()
+    bare = figure.chart.to_dict()
+    # Browsers' fonts are wider than Vega takes them to be, and labels would run into titles.
+    return {**bare, "config": {**bare.get("config", {}), "axis": {"titlePadding": 14}}}
 
 
 def _with_data(bare: Mapping[str, Any], data: Tables) -> dict[str, Any]:
@@ -114,7 +118,6 @@ def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figur
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<link rel="icon" href="data:,">',
             f"<title>{title}</title><style>{_STYLE}</style></head><body>",
             *body,
             '<p id="said" hidden></p>',
@@ -169,7 +172,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = "".join("<tr>" + "".join(f"<td>{_cell(row.get(n))}</td>" for n in names) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    if len(rows) <= MOST_ROWS:
+        return table
+    return f"<details><summary>{len(rows)} rows</summary>{table}</details>"
 
 
 def _cell(value: Any) -> str:

@@ -133,7 +133,7 @@ def html(multirun: Multirun) -> str:
     together = "".join(f'<li><a href="reports/{escape(name)}/">{escape(name)}</a></li>' for name in united(multirun))
     return "\n".join(
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">',
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f"<title>skipsweep board</title><style>{_STYLE}</style></head><body>",
             f"<main><h1>Sweeps</h1>{table if rows else '<p>No sweep yet.</p>'}",
             f"<h2>Several sweeps together</h2><ul>{together}</ul>" if together else "",

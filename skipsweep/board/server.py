@@ -33,7 +33,7 @@ setInterval(async () => {
   } catch { /* the board has stopped: the page stays as it is */ }
 }, 3000);
 }</script>"""
-_WAITING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
+_WAITING = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <title>%s</title></head><body style="font: 16px/1.5 system-ui, sans-serif; margin: 2rem"><h1>%s</h1>
 <p id="board-note">The report is being written; this page shows it when it is there.</p></body></html>"""
 
@@ -91,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         _, *parts = path.split("/", 3)
         if parts == [""]:
             return _Answer(_HTML, index.html(self.server.multirun).encode())
+        if parts == ["favicon.ico"]:
+            return _Answer("image/x-icon", b"")  # browsers ask for it unasked, and complain where there is none
         if len(parts) != 3 or not names_a_folder(parts[1]):
             raise _Refused
         kind, name, rest = parts
