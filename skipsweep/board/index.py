@@ -108,6 +108,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; marg
 table { border-collapse: collapse; width: 100% }
 th, td { padding: 0.3rem 0.8rem; text-align: left; vertical-align: top }
 th { border-bottom: 1px solid #222 } tr + tr td { border-top: 1px solid #ddd } a { color: #0072B2 }
+footer { margin-top: 2rem; font-size: 0.85rem; color: #555 }
 .running { font-weight: 600 } .damaged { color: #a33c00 }
 """
 _SCRIPT = """

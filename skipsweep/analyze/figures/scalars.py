@@ -56,14 +56,14 @@ def gates(tables: Tables) -> Figure | None:
 
 def _strip(wanted: str, title: str, tables: Tables) -> alt.Chart:
     return (
-        style.joined("lambdas")
-        .transform_filter(wanted)
-        .mark_point(filled=False, size=45, strokeWidth=1.4, opacity=0.8)
+        style.ringed(style.joined("lambdas").transform_filter(wanted), "weight", "layer", "value", "method")
+        .mark_point(filled=False, strokeWidth=1.4, opacity=0.8)
         .encode(
             x=alt.X("layer:O", title="layer (0-based)", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("value:Q", title=title, scale=style.apart()),
             color=style.colour(tables),
             shape=style.shape(tables),
+            size=style.RING,
             tooltip=style.hover("layer:O", alt.Tooltip("value:Q", format="+.4f")),
         )
     )

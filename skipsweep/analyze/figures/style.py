@@ -95,17 +95,27 @@ def hover(*more: Any) -> list[Any]:
 def rings(base: alt.Chart, x: Any, tables: Tables, key: str) -> alt.Chart:
     """One hollow mark per row of `base` at (`key`, loss). Marks that coincide are drawn as rings around each other, so
     that none hides another."""
-    stacked = base.transform_window(ring="row_number()", groupby=[key, "loss"]).transform_calculate(
-        area="30 + 60 * (datum.ring - 1)"
+    return (
+        ringed(base, key, "loss")
+        .mark_point(filled=False, strokeWidth=1.6)
+        .encode(
+            x=x,
+            y=loss_axis(),
+            color=colour(tables),
+            shape=shape(tables),
+            size=RING,
+            tooltip=hover(alt.Tooltip("loss:Q", format=".5f")),
+        )
     )
-    return stacked.mark_point(filled=False, strokeWidth=1.6).encode(
-        x=x,
-        y=loss_axis(),
-        color=colour(tables),
-        shape=shape(tables),
-        size=alt.Size("area:Q", scale=None, legend=None),
-        tooltip=hover(alt.Tooltip("loss:Q", format=".5f")),
-    )
+
+
+RING = alt.Size("area:Q", scale=None, legend=None)
+
+
+def ringed(base: alt.Chart, *keys: str) -> alt.Chart:
+    """Gives every row an area for its mark that grows with the rows before it that have the same `keys`."""
+    counted = base.transform_window(ring="row_number()", groupby=list(keys))
+    return counted.transform_calculate(area="30 + 60 * (datum.ring - 1)")
 
 
 def has(rows: list[Row], *keys: str) -> list[Row]:
