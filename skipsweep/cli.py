@@ -302,6 +302,24 @@ def dashboard(
         raise typer.Exit(1) from problem
 
 
+@app.command()
+def board(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0: any free one.")] = 8765,
+    multirun: Folder = "multirun",
+) -> None:
+    """All reports in a browser: an index of the sweeps, and pages that are rebuilt while runs go on."""
+    from skipsweep.board.server import Server, serve
+
+    folder = _multirun(multirun)
+
+    def make(sweep: str) -> None:
+        from skipsweep.analyze import report
+
+        report.make(folder, [sweep])
+
+    serve(Server(folder, port, make))
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 

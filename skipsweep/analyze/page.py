@@ -21,11 +21,14 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-s
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: 0.85rem } th, td { padding: 0.15rem 0.7rem; text-align: left }
-th { border-bottom: 1px solid #222 } .wide { overflow-x: auto } .answer { font-size: 1.2rem; font-weight: 600 }
+th { border-bottom: 1px solid #222 } .number { text-align: right; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto } .answer { font-size: 1.2rem; font-weight: 600 }
 .warnings { border-left: 4px solid #D55E00; padding-left: 1rem } figure { margin: 2rem 0 }
 figcaption { font-size: 0.9rem; color: #555 } code { font-size: 0.85rem }
 #said { position: fixed; bottom: 1rem; right: 1rem; background: #222; color: #fff; padding: 0.4rem 0.8rem }
 """
+MOST_ROWS = 30
+"""Of a table that stands open: between the answer and the figures there is to be little to leaf through."""
 # In braces: the bundle before it has names of its own at the top level.
 _SCRIPT = """{
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -87,7 +90,9 @@ def write(evidence: Evidence, findings: Says, folder: Path, png: bool = False) -
 
 def spec(figure: Figure) -> dict[str, Any]:
     """A figure's Vega-Lite specification, without data."""
-    return figure.chart.to_dict()
+    bare = figure.chart.to_dict()
+    # Browsers' fonts are wider than Vega takes them to be, and labels would run into titles.
+    return {**bare, "config": {**bare.get("config", {}), "axisY": {"titlePadding": 14}}}
 
 
 def _with_data(bare: Mapping[str, Any], data: Tables) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figur
         _counts(findings.counts),
         f'<p class="answer">{escape(findings.answer)}</p>',
         _warnings(findings.warnings),
-        f"<h2>Arms</h2>{_table(_arms(evidence))}",
+        _arms(evidence),
         *(f"<h2>{escape(name)}</h2>{_table(rows)}" for name, rows in findings.tables.items()),
         "<h2>Figures</h2><p>Hover over a mark for its run; click it to copy the command that repeats the run.</p>",
         *map(_figure, drawn),
@@ -152,31 +157,56 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f'<div class="warnings"><h2>Warnings</h2><ul>{items}</ul></div>' if items else ""
 
 
-def _arms(evidence: Evidence) -> list[dict[str, Any]]:
-    """Each arm with the overrides that all of its points have."""
-    rows = []
-    for arm, points in evidence.arms().items():
-        common = [o for o in points[0].overrides if all(o in point.overrides for point in points)]
-        role = "baseline" if arm == evidence.baseline else None
-        rows.append({"arm": arm, "role": role, "points": len(points), "overrides": " ".join(common)})
-    return rows
+def _arms(evidence: Evidence) -> str:
+    """Each arm with the overrides that all of its points have; those of all arms stand above, once."""
+    own = {
+        arm: [o for o in points[0].overrides if all(o in point.overrides for point in points)]
+        for arm, points in evidence.arms().items()
+    }
+    shared = [o for o in next(iter(own.values()), []) if all(o in overrides for overrides in own.values())]
+    rows = [
+        {
+            "arm": arm,
+            "role": "baseline" if arm == evidence.baseline else None,
+            "points": len(evidence.arms()[arm]),
+            "overrides": " ".join(o for o in overrides if o not in shared) or None,
+        }
+        for arm, overrides in own.items()
+    ]
+    said = f"<p>All with <code>{escape(' '.join(shared))}</code></p>" if shared and len(own) > 1 else ""
+    return f"<h2>Arms</h2>{said}{_table(rows)}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "<p>Nothing yet.</p>"
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    lines = "".join("<tr>" + "".join(f"<td>{_cell(row.get(n))}</td>" for n in names) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+    columns = [_column(name, [row.get(name) for row in rows]) for name in dict.fromkeys(k for row in rows for k in row)]
+    head, *lines = ("".join(column[i] for column in columns) for i in range(len(rows) + 1))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    if len(rows) <= MOST_ROWS:
+        return table
+    return f"<details><summary>{len(rows)} rows</summary>{table}</details>"
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.6g}" if abs(value) >= 1 else f"{value:.4g}"
-    return escape(str(value))
+def _column(name: str, values: Sequence[Any]) -> list[str]:
+    """Head and cells; numbers stand under each other with equally many decimals."""
+    known = [value for value in values if value is not None]
+    kind = ' class="number"' if known and all(isinstance(value, int | float) for value in known) else ""
+    style = _format([value for value in known if isinstance(value, float)])
+    shown = (f"{v:{style}}" if isinstance(v, float) else "-" if v is None else escape(str(v)) for v in values)
+    return [f"<th{kind}>{escape(name)}</th>", *(f"<td{kind}>{text}</td>" for text in shown)]
+
+
+def _format(values: Sequence[float]) -> str:
+    """Losses differ in their fourth decimal and are shown with five; p-values and other small figures have three
+    digits."""
+    sizes = [abs(value) for value in values if value]
+    if not sizes or all(round(value, 2) == value for value in values):
+        return "g"
+    if max(sizes) >= 100:
+        return ".1f"
+    return ".3g" if min(sizes) < 1e-4 and max(sizes) <= 1 else ".5f"
 
 
 def _figure(figure: Figure) -> str:

@@ -73,7 +73,7 @@ def rates(tables: Tables) -> Figure | None:
             tooltip=["arm:N", "group:N", "step:Q", "rate:Q"],
         )
     )
-    faceted = lines.facet(facet=alt.Facet("group:N", title=None), columns=2).resolve_scale(y="independent")
+    faceted = style.panels(lines, "group:N", 2).resolve_scale(y="independent")
     arms = len({row["arm"] for row in rows})
     caption = (
         f"Learning rate as recorded, for {len(groups)} groups of parameters; one run for each of {arms} arms. "

@@ -26,7 +26,7 @@ def per_arm(tables: Tables) -> Figure | None:
         return None
     arms = list(dict.fromkeys(row["arm"] for row in tables["runs"]))
     base = style.chart("runs").transform_filter("isValid(datum.loss)").properties(height=alt.Step(18))
-    marks = style.rings(base, alt.X("loss:Q", title=style.LOSS, scale=alt.Scale(zero=False)), tables, "arm")
+    marks = style.rings(base, alt.X("loss:Q", title=style.LOSS, scale=style.apart()), tables, "arm")
     y = alt.Y("arm:N", sort=arms, title="arm", axis=alt.Axis(labelLimit=320))
     mean = base.mark_tick(thickness=2, size=16, color="#555").encode(x=alt.X("mean(loss):Q"), y=y)
     caption = f"One mark per run, n = {len(rows)}; the tick is the arm's mean. {_unfinished(tables)}"
@@ -59,7 +59,7 @@ def per_ordering(tables: Tables) -> Figure | None:
 
 def over_distance(tables: Tables) -> Figure | None:
     """Final loss over the mean distance of the sources to the output."""
-    x = alt.X("distance:Q", title="mean distance of the sources to the output (blocks)")
+    x = alt.X("distance:Q", title="mean distance of the sources to the output (blocks)", scale=style.apart())
     note = "arms whose sources are layers"
     return _scatter(tables, "distance", x, "loss-over-distance", "Final loss over mean distance", note)
 
@@ -84,7 +84,8 @@ def _count_panel(tables: Tables, panel: str) -> Any:
     if panel != "all":
         methods = [m for m in {row.get("method") for row in tables["runs"]} if m and PAIRS.get(m, m) == panel]
         base = base.transform_filter(alt.FieldOneOfPredicate(field="method", oneOf=sorted(methods)))
-    x = alt.X("sources:Q", title="number of sources (1)", axis=alt.Axis(tickMinStep=1))
+    counts = sorted({row["sources"] for row in tables["runs"] if row["sources"] > 1})
+    x = alt.X("sources:Q", title="number of sources (1)", axis=alt.Axis(values=counts, format="d"), scale=style.apart())
     split: dict[str, Any] = {"strokeDash": alt.StrokeDash("method:N", title="ordering")} if panel != "all" else {}
     line = base.mark_line(color="#777").encode(x=x, y=alt.Y("mean(loss):Q", title=style.LOSS), **split)
     marks = style.rings(base, x, tables, "sources")
@@ -93,7 +94,7 @@ def _count_panel(tables: Tables, panel: str) -> Any:
 
 def over_flops(tables: Tables) -> Figure | None:
     """Final loss over the FLOPs of the training, where arms differ in them."""
-    x = alt.X("flops:Q", title="training FLOPs, forward and backward (10¹⁵)", scale=alt.Scale(zero=False))
+    x = alt.X("flops:Q", title="training FLOPs, forward and backward (10¹⁵)", scale=style.apart())
     if len({row["flops"] for row in style.has(tables["runs"], "loss", "flops")}) < 2:
         return None
     return _scatter(tables, "flops", x, "loss-over-flops", "Final loss over FLOPs", "counted, not measured")
@@ -104,14 +105,15 @@ def over_inference(tables: Tables) -> Figure | None:
     if not style.has(tables["runs"], "loss", "sparsity"):
         return None
     title = "forward pass, as far as gates are open (10⁶ FLOPs per token)"
-    x = alt.X("inference:Q", title=title, scale=alt.Scale(zero=False))
+    x = alt.X("inference:Q", title=title, scale=style.apart())
     note = "counted: open tokens, and products of open queries with open keys in the last validation"
     return _scatter(tables, "inference", x, "loss-over-inference-flops", "Final loss over FLOPs of inference", note)
 
 
 def over_sparsity(tables: Tables) -> Figure | None:
     """Final loss over the closed part of the gates."""
-    x = alt.X("sparsity:Q", title="sparsity: part of the gates that are exactly 0, mean over layers (1)")
+    title = "sparsity: part of the gates that are exactly 0, mean over layers (1)"
+    x = alt.X("sparsity:Q", title=title, scale=style.apart())
     return _scatter(tables, "sparsity", x, "loss-over-sparsity", "Final loss over sparsity", "arms with gates")
 
 
@@ -125,7 +127,7 @@ def _scatter(
     base = style.chart("runs").transform_filter(wanted)
     marks: Any = alt.layer(_baseline(base), style.rings(base, x, tables, key))
     if facet and len({row.get(facet) for row in rows}) > 1:
-        marks = marks.properties(width=260, height=240).facet(facet=alt.Facet(f"{facet}:N", title=None), columns=2)
+        marks = style.panels(marks.properties(width=260, height=240), f"{facet}:N", 2)
         # Also before the panels are made, or there would be empty ones.
         marks = marks.transform_filter(wanted)
     caption = (

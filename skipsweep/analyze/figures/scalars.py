@@ -17,7 +17,7 @@ def skips(tables: Tables) -> Figure | None:
     methods = {tables["runs"][row["point"]].get("method") for row in rows}
     marks: Any = _strip("datum.weight == 'skip' && datum.last", "skip_lambda (1)", tables)
     if len(methods) > 1:
-        marks = marks.properties(width=260, height=200).facet(facet=alt.Facet("method:N", title=None), columns=2)
+        marks = style.panels(marks.properties(width=260, height=200), "method:N", 2)
     caption = f"Weight of each source at the last validation; one mark per run and source, n = {len(rows)}{_runs(rows)}"
     return Figure("skip-lambdas", "Learned weights of the skips", caption, marks)
 
@@ -28,7 +28,7 @@ def blocks(tables: Tables) -> Figure | None:
     if not rows:
         return None
     marks = _strip("datum.weight != 'skip' && datum.last", "weight in the block's input (1)", tables)
-    marks = marks.properties(width=260, height=200).facet(facet=alt.Facet("weight:N", title=None), columns=2)
+    marks = style.panels(marks.properties(width=260, height=200), "weight:N", 2)
     marks = marks.resolve_scale(y="independent")
     names = sorted({row["weight"] for row in rows})
     caption = (
@@ -56,14 +56,14 @@ def gates(tables: Tables) -> Figure | None:
 
 def _strip(wanted: str, title: str, tables: Tables) -> alt.Chart:
     return (
-        style.joined("lambdas")
-        .transform_filter(wanted)
-        .mark_point(filled=False, size=45, strokeWidth=1.4, opacity=0.8)
+        style.ringed(style.joined("lambdas").transform_filter(wanted), "weight", "layer", "value", "method")
+        .mark_point(filled=False, strokeWidth=1.4, opacity=0.8)
         .encode(
             x=alt.X("layer:O", title="layer (0-based)", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+            y=alt.Y("value:Q", title=title, scale=style.apart()),
             color=style.colour(tables),
             shape=style.shape(tables),
+            size=style.RING,
             tooltip=style.hover("layer:O", alt.Tooltip("value:Q", format="+.4f")),
         )
     )
@@ -86,7 +86,7 @@ def _curves(table: str, rows: list[Row], wanted: str, y: str, name: str, title: 
             tooltip=style.hover("layer:O", "step:Q", alt.Tooltip("value:Q", format="+.4f")),
         )
     )
-    panels = lines.facet(facet=alt.Facet("layer:O", title="layer (0-based)"), columns=3)
+    panels = style.panels(lines, "layer:O", 3, title="layer (0-based)")
     caption = f"One line per run, one panel per layer{_runs(rows)}"
     return Figure(name, title, caption, panels)
 

@@ -48,29 +48,42 @@ def colour(tables: Tables) -> alt.Color:
     """The same name has the same colour in every figure of a page."""
     names = domain(tables)
     scale = alt.Scale(domain=names, range=[COLOURS[i % len(COLOURS)] for i in range(len(names))])
-    return alt.Color(
-        "colour:N", scale=scale, legend=alt.Legend(title=None, labelLimit=260, symbolLimit=60, symbolOpacity=1)
-    )
+    return alt.Color("colour:N", scale=scale, legend=_legend())
+
+
+def _legend() -> alt.Legend:
+    """One for colour, shape and dash: Vega-Lite makes them a single legend where they are the same."""
+    return alt.Legend(title=None, labelLimit=260, symbolLimit=60, symbolOpacity=1)
 
 
 def shape(tables: Tables) -> alt.Shape:
     """Tells apart what has to share a colour."""
     names = domain(tables)
     marks = [SHAPES[i // len(COLOURS) % len(SHAPES)] for i in range(len(names))]
-    return alt.Shape(
-        "colour:N", scale=alt.Scale(domain=names, range=marks), legend=alt.Legend(title=None, symbolOpacity=1)
-    )
+    return alt.Shape("colour:N", scale=alt.Scale(domain=names, range=marks), legend=_legend())
 
 
 def dash(tables: Tables) -> alt.StrokeDash:
     """Tells apart what has to share a colour."""
     names = domain(tables)
     lines = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(names))]
-    return alt.StrokeDash("colour:N", scale=alt.Scale(domain=names, range=lines), legend=None)
+    return alt.StrokeDash("colour:N", scale=alt.Scale(domain=names, range=lines), legend=_legend())
 
 
 def loss_axis(title: str = LOSS) -> alt.Y:
-    return alt.Y("loss:Q", title=title, scale=alt.Scale(zero=False))
+    return alt.Y("loss:Q", title=title, scale=apart())
+
+
+def apart(**more: Any) -> alt.Scale:
+    """A scale whose outermost marks keep off the frame, and that need not begin at 0."""
+    return alt.Scale(zero=False, padding=12, **more)
+
+
+def panels(marks: Any, field: str, columns: int, title: str | None = None) -> Any:
+    """A panel for each value of `field`, each with an axis of its own: of a last row that is not full the others would
+    stand beside nothing."""
+    faceted = marks.facet(facet=alt.Facet(field, title=title), columns=columns)
+    return faceted.resolve_axis(x="independent")
 
 
 def hover(*more: Any) -> list[Any]:
@@ -82,17 +95,27 @@ def hover(*more: Any) -> list[Any]:
 def rings(base: alt.Chart, x: Any, tables: Tables, key: str) -> alt.Chart:
     """One hollow mark per row of `base` at (`key`, loss). Marks that coincide are drawn as rings around each other, so
     that none hides another."""
-    stacked = base.transform_window(ring="row_number()", groupby=[key, "loss"]).transform_calculate(
-        area="30 + 60 * (datum.ring - 1)"
+    return (
+        ringed(base, key, "loss")
+        .mark_point(filled=False, strokeWidth=1.6)
+        .encode(
+            x=x,
+            y=loss_axis(),
+            color=colour(tables),
+            shape=shape(tables),
+            size=RING,
+            tooltip=hover(alt.Tooltip("loss:Q", format=".5f")),
+        )
     )
-    return stacked.mark_point(filled=False, strokeWidth=1.6).encode(
-        x=x,
-        y=loss_axis(),
-        color=colour(tables),
-        shape=shape(tables),
-        size=alt.Size("area:Q", scale=None, legend=None),
-        tooltip=hover(alt.Tooltip("loss:Q", format=".5f")),
-    )
+
+
+RING = alt.Size("area:Q", scale=None, legend=None)
+
+
+def ringed(base: alt.Chart, *keys: str) -> alt.Chart:
+    """Gives every row an area for its mark that grows with the rows before it that have the same `keys`."""
+    counted = base.transform_window(ring="row_number()", groupby=list(keys))
+    return counted.transform_calculate(area="30 + 60 * (datum.ring - 1)")
 
 
 def has(rows: list[Row], *keys: str) -> list[Row]:
