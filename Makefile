@@ -40,6 +40,7 @@ bench: $(READY)  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/trunk.py
+	$(BIN)/python benchmarks/skipping.py
 
 gpu: $(READY)  ## on a machine with a GPU: is its path right, and how fast is it (8 minutes)
 	$(BIN)/python benchmarks/gpu.py

@@ -39,14 +39,16 @@ SECTIONS = {
     "loss": 150,
     "optimiser": 150,
     "trainer": 200,
+    "gates": 150,
     "medium": 220,
     "medium_warm": 120,
     "medium_heads": 180,
     "small": 150,
+    "skipping": 60,
 }
 """Name -> most seconds it may take."""
 
-CHECKS = ("attention", "blocks", "loss", "optimiser", "trainer")
+CHECKS = ("attention", "blocks", "loss", "optimiser", "trainer", "gates")
 """Sections that measure no times: most of theirs is compilation, so they run at once."""
 
 SHARED_CACHE = ("medium", "medium_warm", "medium_heads")
@@ -109,9 +111,10 @@ class Report:
 def work(name: str, device: str, report: Report) -> None:
     """Do a section in this process."""
     import gpu_checks
+    import gpu_gates
     import gpu_speed
 
-    found: dict[str, Callable[[Report, str], None]] = gpu_checks.SECTIONS | gpu_speed.SECTIONS
+    found: dict[str, Callable[[Report, str], None]] = gpu_checks.SECTIONS | gpu_gates.SECTIONS | gpu_speed.SECTIONS
     with report.guarded(name):
         found[name](report, device)
 

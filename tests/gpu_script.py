@@ -7,8 +7,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu as gpu
 import gpu_checks as checks
+import gpu_gates as gates
 import gpu_speed as speed
 import shipped as shipped
+import skipping as skipping
 import trunk as trunk
 
-__all__ = ["checks", "gpu", "shipped", "speed", "trunk"]
+__all__ = ["checks", "gates", "gpu", "shipped", "skipping", "speed", "trunk"]

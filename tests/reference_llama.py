@@ -26,17 +26,28 @@ def turned(x_TK: Tensor, theta: float) -> Tensor:
 
 class Reference:
     """`p`: `embed`, `input_norm`, `output_norm`, `head`, and per layer I `I.q`, `I.k`, `I.v`, `I.o`, `I.gate`, `I.up`,
-    `I.down`, `I.attention_in`, `I.mlp_in`, with the sandwich scheme also `I.attention_out`, `I.mlp_out`."""
+    `I.down`, `I.attention_in`, `I.mlp_in`, with the sandwich scheme also `I.attention_out`, `I.mlp_out`; with gates
+    `mask.weight` (half of the layers, D) and `mask.bias`."""
 
     def __init__(self, p: dict[str, Tensor], layers: int, heads: int, kv_heads: int, eps: float, theta: float) -> None:
         self.p, self.layers, self.heads, self.kv_heads, self.eps, self.theta = p, layers, heads, kv_heads, eps, theta
 
-    def logits(self, ids: Tensor) -> Tensor:
+    def logits(self, ids: Tensor, training: bool = True) -> Tensor:
         """(T, vocabulary) of one sequence (T,)."""
         h = rms(self.p["embed"][ids], self.p["input_norm"], self.eps)
+        masked = torch.zeros(self.layers // 2, len(ids), dtype=h.dtype)
         for i in range(self.layers):
-            h = h + self._out(i, "attention", self._attention(i, rms(h, self.p[f"{i}.attention_in"], self.eps)))
-            h = h + self._out(i, "mlp", self._mlp(i, rms(h, self.p[f"{i}.mlp_in"], self.eps)))
+            g = torch.ones(len(ids), dtype=h.dtype)
+            if "mask.weight" in self.p:
+                if i < self.layers // 2:
+                    mask = torch.relu(h @ self.p["mask.weight"][i] + self.p["mask.bias"][i])
+                    masked = torch.cat((masked[:i], mask[None], masked[i + 1 :]))
+                g = 1 - torch.clamp(masked[: min(i, self.layers - 1 - i) + 1].sum(0), 0, 1)
+            keys = g.clamp(min=1e-6) if training else g
+            h = h + g[:, None] * self._out(
+                i, "attention", self._attention(i, rms(h, self.p[f"{i}.attention_in"], self.eps), keys)
+            )
+            h = h + g[:, None] * self._out(i, "mlp", self._mlp(i, rms(h, self.p[f"{i}.mlp_in"], self.eps)))
         return rms(h, self.p["output_norm"], self.eps) @ self.p["head"].T
 
     def _out(self, i: int, part: str, delta: Tensor) -> Tensor:
@@ -47,7 +58,8 @@ class Reference:
         z = x @ self.p[f"{i}.gate"].T
         return (z / (1 + torch.exp(-z)) * (x @ self.p[f"{i}.up"].T)) @ self.p[f"{i}.down"].T
 
-    def _attention(self, i: int, x: Tensor) -> Tensor:
+    def _attention(self, i: int, x: Tensor, gates: Tensor) -> Tensor:
+        """Every key counts as its gate (T,) says; who sees closed ones only, and is closed itself, gathers nothing."""
         width, found = x.shape[1] // self.heads, []
         for head in range(self.heads):
             shared = head * self.kv_heads // self.heads
@@ -57,7 +69,7 @@ class Reference:
             v = x @ self.p[f"{i}.v"][theirs].T
             rows = []
             for t in range(len(x)):
-                weights = torch.exp(q[t] @ k[: t + 1].T / math.sqrt(width))
-                rows.append(weights @ v[: t + 1] / weights.sum())
+                weights = gates[: t + 1] * torch.exp(q[t] @ k[: t + 1].T / math.sqrt(width))
+                rows.append(weights @ v[: t + 1] / weights.sum() if weights.any() else 0 * v[0])
             found.append(torch.stack(rows))
         return torch.cat(found, 1) @ self.p[f"{i}.o"].T

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from gpu_script import checks, gpu, shipped, speed, trunk
+from gpu_script import checks, gates, gpu, shipped, skipping, speed, trunk
 
 from skipsweep.model import attention, head
 from skipsweep.sweep.entry import from_command_line
@@ -60,9 +60,9 @@ def test_random_text_has_documents_and_is_a_function_of_the_step() -> None:
 
 
 @pytest.mark.filterwarnings(THE_COMPILER_LOOKS)
-@pytest.mark.parametrize("section", ["attention", "loss", "optimiser"])
+@pytest.mark.parametrize("section", ["attention", "loss", "optimiser", "gates"])
 def test_checks_pass_on_a_cpu(section: str, report: Any) -> None:
-    checks.SECTIONS[section](report, "cpu")
+    (checks.SECTIONS | gates.SECTIONS)[section](report, "cpu")
     assert rows(report)
     assert bad(report) == []
 
@@ -107,6 +107,33 @@ def test_measurements_run_on_a_cpu(section: str, report: Any) -> None:
     speed.SECTIONS[section](report, "cpu")
     assert len(rows(report)) >= 8
     assert bad(report) == []
+
+
+def test_the_cost_of_skipping_is_measured_on_a_cpu(report: Any) -> None:
+    gates.SECTIONS["skipping"](report, "cpu")
+    said = {row["what"].removeprefix("time of the blocks / dense, "): row["note"] for row in rows(report)}
+    assert list(said) == [*(f"skipping {share:g}" for share in skipping.SHARES), "masked 0.5"]
+    assert said["skipping 0"] == "ideal 1.000"
+    assert "% of the ideal saving" in said["skipping 0.5"]
+
+
+def test_what_skipping_could_save_at_best() -> None:
+    """Half of the weights' products, and little more than a quarter of 1024 tokens' pairs; goals are counted in it."""
+    run = skipping.run_of("skip_middle", "none", "cpu", {})
+    weights, scores = 4 * 768**2 + 3 * 768 * 3072, 2 * 768 * 1025 / 2
+    pairs = 512 * 513 / 2 / (1024 * 1025 / 2)
+    expected = (weights / 2 + scores * pairs) / (weights + scores)
+    assert skipping.ideal(run, 0.5) == pytest.approx(expected, rel=1e-6)
+    times = [{"dense": 2.0, "skipping 0.5": 2 * t, "skipping 0": 2.1} for t in (0.5, 0.6, 0.7)]
+    none, half = skipping.lines(run, times)
+    assert (none.middle, none.saving) == (1.05, None)
+    assert half.saving == pytest.approx((1 - 0.6) / (1 - expected))
+
+
+def test_as_many_tokens_are_closed_as_said() -> None:
+    closed = skipping.closed_to(0.25, 3, 40)
+    assert closed.shape == (3, 40, 1)
+    assert (closed == 0).sum(1).flatten().tolist() == [10, 10, 10]
 
 
 def test_operations_of_the_medium_step_are_the_published_ones() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_script import checks, gpu
+from gpu_script import checks, gates, gpu
 from runs import configuration
 from torch import Tensor
 
@@ -40,11 +40,12 @@ def losses(made: Trainer) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
-@pytest.mark.parametrize("section", ["attention", "blocks", "loss", "optimiser", "trainer"])
+@pytest.mark.parametrize("section", ["attention", "blocks", "loss", "optimiser", "trainer", "gates"])
 def test_what_the_benchmark_checks_holds(section: str, tmp_path: Path) -> None:
-    """FlexAttention, compiled code, loss and optimiser against references; recompilation, resuming, waiting."""
+    """FlexAttention (with gates too), compiled code, loss and optimiser against references; skipping; recompilation,
+    resuming, waiting."""
     found = tmp_path / "found.jsonl"
-    checks.SECTIONS[section](gpu.Report(section, found), DEVICE)
+    (checks.SECTIONS | gates.SECTIONS)[section](gpu.Report(section, found), DEVICE)
     rows = [json.loads(line) for line in found.read_text().splitlines()]
     assert rows
     assert [row for row in rows if row["status"] not in ("ok", "measured")] == []

@@ -9,7 +9,7 @@ from model_recipes import recipe, shaken, tokens
 from reference_llama import Reference
 from torch import Tensor
 
-from skipsweep.config import Embeddings, Recipe, Residual
+from skipsweep.config import Embeddings, Free, Recipe, Residual
 from skipsweep.errors import UserError
 from skipsweep.model import count
 from skipsweep.model.gpt import GPT, build
@@ -41,7 +41,7 @@ def names_of_reference(model: GPT, of_gradient: bool = False) -> dict[str, Tenso
     """Our parameters (or gradients) under the reference's names."""
     own: dict[str, Any] = {name: p.grad if of_gradient else p.detach() for name, p in model.named_parameters()}
     names = {"context.embed.x00": "embed", "context.norm.weight": "input_norm", "head.scale": "output_norm"}
-    names |= {"head.weight": "head"}
+    names |= {"head.weight": "head", "gate.weight": "mask.weight", "gate.bias": "mask.bias"}
     found = {names[name]: value for name, value in own.items() if name in names}
     parts = {"attention.q": "q", "attention.out": "o", "mlp.gate": "gate", "mlp.up": "up", "mlp.down": "down"}
     for part in ("attention", "mlp"):
@@ -55,6 +55,16 @@ def names_of_reference(model: GPT, of_gradient: bool = False) -> dict[str, Tenso
     return found
 
 
+def reference(p: dict[str, Tensor], cfg: Recipe) -> Reference:
+    model = cfg.model
+    return Reference(p, model.layers, model.heads, model.kv_heads or model.heads, model.norm_eps, model.rotary_base)
+
+
+def assert_gradients(model: GPT, theirs: dict[str, Tensor]) -> None:
+    for name, gradient in names_of_reference(model, of_gradient=True).items():
+        torch.testing.assert_close(gradient, theirs[name].grad, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("scheme", ["pre", "sandwich"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_logits_and_gradients_are_the_references(scheme: str, kv_heads: int) -> None:
@@ -63,13 +73,58 @@ def test_logits_and_gradients_are_the_references(scheme: str, kv_heads: int) -> 
     ours = model.logits(ids)
     ours.square().sum().backward()
     p = {name: value.clone().requires_grad_() for name, value in names_of_reference(model).items()}
-    reference = Reference(p, 2, 4, kv_heads, 1e-5, 100.0)
-    theirs = torch.stack([reference.logits(one) for one in ids])
+    theirs = torch.stack([reference(p, cfg).logits(one) for one in ids])
     theirs.square().sum().backward()
     assert mlp_hidden(cfg.model) == 36
     assert (ours - theirs).abs().max() < 1e-10
-    for name, gradient in names_of_reference(model, of_gradient=True).items():
-        torch.testing.assert_close(gradient, p[name].grad, rtol=1e-7, atol=1e-9)
+    assert_gradients(model, p)
+
+
+def gated(**changes: Any) -> tuple[GPT, Recipe]:
+    """Gates of all kinds: open, half open, closed."""
+    cfg = replace(
+        llama(kv_heads=2, layers=4, **changes), gate_targets=Free(init="normal", attention="keys", floor=1e-6)
+    )
+    model = shaken(cfg)
+    found: list[Tensor] = []
+    hook = model.gate.register_forward_hook(lambda _m, _a, g: found.append(g))
+    model.logits(tokens(cfg)[0])
+    hook.remove()
+    every = torch.cat(found)
+    assert all(kind.any() for kind in (every == 0, (every > 0) & (every < 1), every == 1))
+    return model, cfg
+
+
+@pytest.mark.parametrize("scheme", ["pre", "sandwich"])
+def test_the_gated_model_is_the_references(scheme: str) -> None:
+    """In training, with gradients; at evaluation, where closed keys have no weight; and skipping them."""
+    model, cfg = gated(norm_scheme=scheme, dtype="float64")
+    ids, _ = tokens(cfg)
+    ours = model.logits(ids)
+    ours.square().sum().backward()
+    p = {name: value.clone().requires_grad_() for name, value in names_of_reference(model).items()}
+    theirs = torch.stack([reference(p, cfg).logits(one) for one in ids])
+    theirs.square().sum().backward()
+    assert (ours - theirs).abs().max() < 1e-10
+    assert_gradients(model, p)
+    model.eval()
+    with torch.no_grad():
+        wanted = torch.stack([reference(p, cfg).logits(one, training=False) for one in ids])
+        assert (wanted - theirs).abs().max() > 1e-6
+        for model.skip in (False, True):
+            assert (model.logits(ids) - wanted).abs().max() < 1e-10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("made", ["dense", "gated"])
+def test_in_float32_they_agree_to_rounding(made: str) -> None:
+    cfg = llama()
+    model, cfg = gated() if made == "gated" else (shaken(cfg), cfg)
+    ids, _ = tokens(cfg)
+    p = {name: value.double() for name, value in names_of_reference(model).items()}
+    ours, theirs = model.eval().logits(ids), torch.stack([reference(p, cfg).logits(one, training=False) for one in ids])
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
 def test_the_paper_s_model_has_the_released_size() -> None:
