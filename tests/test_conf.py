@@ -21,7 +21,7 @@ from skipsweep.sweep.expand import expand
 from skipsweep.sweep.request import LaunchRequest, LocalLauncher, Point
 
 CHECKOUT = CONF.parent
-NEEDS = {("data", "text"): ["data.path=x"]}
+NEEDS = {("data", "text"): ["data.path=x"], ("gate_targets", "list"): ["gate_targets.means=[1,0]"]}
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())

@@ -45,6 +45,7 @@ LLAMA = c.Model(layers=3, dim=16, heads=2, mlp_ratio=2.0, block="llama")
 
 EVEN = replace(MODEL, layers=4)
 GATES = c.Free(init="normal", attention="keys", floor=1e-6)
+TARGETS = c.Linear(init="normal", attention="keys", floor=1e-6, start=0.9, end=0.4)
 
 MECHANISMS: dict[str, dict[str, Any]] = {
     "none": {"skip_layers": c.SkipLayers([])},
@@ -116,6 +117,18 @@ MECHANISMS: dict[str, dict[str, Any]] = {
         "model": EVEN,
         "residual": c.Residual(),
         "gate_targets": replace(GATES, init="open", bias=-0.5, attention="none"),
+    },
+    "a price on gates": {
+        "model": EVEN,
+        "residual": c.Residual(),
+        "gate_targets": GATES,
+        "control": c.SparsityVariance(alpha=0.3, beta=-0.3),
+    },
+    "controlled gates": {
+        "model": EVEN,
+        "residual": c.Residual(),
+        "gate_targets": TARGETS,
+        "control": c.Proportional(gamma=2.0, delta=0.01),
     },
     "seed 1": {"seed": 1},
     "sequential data": {},

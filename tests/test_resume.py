@@ -6,12 +6,13 @@ Each kind of forgetting that a resume could be guilty of is tried as well, and m
 import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import STEPS, Quiet, configuration, frozen, result, rows
+from runs import MODEL, STEPS, Quiet, configuration, frozen, result, rows
 
 from skipsweep import config as c
 from skipsweep import job, train
@@ -70,6 +71,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"head_type": c.Last(), "skip_layers": c.SkipLayers()},
     "concat": {"head_type": c.Concat(), "skip_layers": c.SkipLayers([0, "input"])},
     "adamw": {"optim": ADAMW},
+    "control": {
+        "model": replace(MODEL, layers=4),
+        "gate_targets": c.Listed(init="normal", attention="keys", floor=1e-6, means=[0.9, 0.4]),
+        "control": c.ProportionalDerivative(gamma=1.0, delta=0.01, memory=4),
+    },
 }
 """What differs from the configuration of all tests; random mechanisms are in each."""
 
@@ -162,11 +168,12 @@ PLACES: dict[str, tuple[type, str, Callable[[Any, int], bool]]] = {
 PLACES |= {f"step {n}": (Trainer, "_update", lambda t, _, n=n: t.step == n) for n in (2, 3, 5, 7, 9)}
 PR = list(PLACES)[:7]
 CASES = [pytest.param("add", place, id=place) for place in PR]
+CASES += [pytest.param("control", "step 7", id="control, step 7")]
 CASES += [
     pytest.param(arm, place, id=f"{arm}, {place}", marks=pytest.mark.nightly)
     for arm in ARMS
     for place in PLACES
-    if (arm, place) not in [("add", place) for place in PR]
+    if (arm, place) not in [("control", "step 7"), *(("add", place) for place in PR)]
 ]
 
 

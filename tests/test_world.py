@@ -16,7 +16,7 @@ from runs import Quiet, configuration, frozen, rows
 
 import skipsweep
 from skipsweep import checkpoint, files, job
-from skipsweep.config import Compute, Config, Record
+from skipsweep.config import Compute, Config, Listed, Proportional, Record
 from skipsweep.data.batches import Batches
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import local
@@ -99,6 +99,21 @@ def test_two_processes_train_what_one_does(tmp_path: Path, data_root: Path) -> N
     assert together(two) == job.DONE, log(two)
     assert files.read_json(two.env)["1"]["world_size"] == 2
     assert_same_numbers(one, two)
+
+
+def test_two_processes_control_gates_as_one_does(tmp_path: Path, data_root: Path) -> None:
+    """The same statistics and coefficients in every row, whoever computed which micro-batch; variances in the loss are
+    those of a micro-batch, which is why both have micro-batches of two sequences."""
+    gates = Listed(init="normal", attention="keys", floor=1e-6, means=[0.9, 0.4])
+    changes = {"gate_targets": gates, "control": Proportional(gamma=1.0, delta=0.01), "micro_batch": 2}
+    one, two = (double(tmp_path / str(n), data_root, processes=n, **changes) for n in (1, 2))
+    runs = [frozen(replace(config, model=replace(config.model, layers=4))) for config in (one, two)]
+    assert job.execute(runs[0], Quiet()) == job.DONE
+    assert together(runs[1]) == job.DONE, log(runs[1])
+    assert_same_numbers(*runs)
+    last = rows(runs[1])[-1]
+    assert min(abs(last[f"gate/{name}/{layer}"]) for name in ("alpha", "beta") for layer in (0, 1)) > 0.01
+    assert abs(last["train/control_loss"]) > 1e-3
 
 
 def test_a_run_moves_between_two_processes_and_one(
