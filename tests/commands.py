@@ -130,7 +130,7 @@ def _composer() -> Composes:
 
 
 def request(arguments: Sequence[str]) -> LaunchRequest:
-    """What launch.py would be asked for; one composer serves all tests of our own conf/, so that Hydra composes less."""
+    """What launch.py would be asked for; one composer serves all tests of our conf/, so that Hydra composes less."""
     own = from_command_line(arguments)
     return own if any("searchpath" in argument for argument in arguments) else replace(own, composer=_composer())
 
