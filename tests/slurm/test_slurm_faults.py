@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from commands import CHECKOUT, Done, until
+from commands import Done, until
 from sweeps import SlurmPlace, job_of, played, restarts, stand_in
 
 from skipsweep import files
