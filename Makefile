@@ -12,7 +12,7 @@ demo: $(READY)  ## set up, then train one tiny model on real text
 	$(BIN)/python launch.py
 
 test: $(READY)  ## set up, then run every test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(READY) slurm  ## install a private SLURM (Debian, Ubuntu) and run the tests that need it
 	SKIPSWEEP_NEEDS_SLURM=1 $(BIN)/python -m pytest tests/slurm

@@ -16,11 +16,19 @@ sys.path[:0] = [str(CHECKOUT / "tests" / "slurm"), str(CHECKOUT / "tests")]
 
 from cluster import Cluster  # noqa: E402
 from commands import until  # noqa: E402
-from sweeps import SLOW, SlurmPlace, job_of, steps_done  # noqa: E402
+from sweeps import SlurmPlace, job_of  # noqa: E402
 
 from skipsweep import checkpoint, files, lease  # noqa: E402
 from skipsweep.rundir import RunDir  # noqa: E402
 from skipsweep.slurm import submission  # noqa: E402
+
+SLOW = ["data.batch_tokens=1024", "data.train_tokens=40000", "data.epochs=100", "compute.micro_batch=1"]
+SLOW += ["schedule.steps=200", "record.val_every=10", "record.log_every=1", "record.checkpoint_every=0"]
+"""Steps of 64 micro-batches, each of which leaves a row."""
+
+
+def steps_done(run: RunDir) -> int:
+    return max((row["step"] for row in run.read_metrics()), default=-1)
 
 
 def once(cluster: Cluster, run: RunDir) -> tuple[float, float, float]:
@@ -48,7 +56,7 @@ def main() -> None:
         (root / "data").mkdir()
         with Cluster(root / "slurm") as cluster:
             place = SlurmPlace(root / "runs", root / "data", cluster)
-            more = ("compute.processes=2", "seed=0", "sweep.name=s", "schedule.steps=200")
+            more = ("compute.processes=2", "seed=0", "sweep.name=s")
             place.launch("-m", "hydra.launcher.detach=true", *SLOW, *more)
             found = [once(cluster, place.runs_of("s")[0]) for _ in range(times)]
     for name, column in zip(("checkpoint", "requeue", "first new step"), zip(*found, strict=True), strict=True):

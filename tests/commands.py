@@ -19,7 +19,7 @@ from skipsweep import files
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep.entry import from_command_line
-from skipsweep.sweep.request import Composes, LaunchRequest
+from skipsweep.sweep.request import Composes, LaunchRequest, check_launcher
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = """
@@ -67,13 +67,19 @@ class Place:
         out, err = process.communicate(timeout=600)
         return Done(process.returncode, out, err)
 
-    def here(self, *arguments: str) -> "Done":
-        """launch.py in this process."""
+    def here(self, *arguments: str, launcher: Mapping[str, Any] | None = None) -> "Done":
+        """launch.py in this process. `launcher`: settings of it, as they are, without Hydra's quoting.
+
+        Raises UserError, of which launch.py prints the line and ends with 2.
+        """
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             for key, value in self.environment.items():
                 patch.setenv(key, value)
-            status = launching.launch(request(self.arguments(*arguments)))
+            asked = request(self.arguments(*arguments))
+            choice = asked.launcher.pop("kind")
+            asked = replace(asked, launcher=check_launcher(choice, {**asked.launcher, **(launcher or {})}))
+            status = launching.launch(asked)
         return Done(status, out.getvalue(), err.getvalue())
 
     def attempts(self) -> dict[str, int]:
@@ -130,7 +136,7 @@ def _composer() -> Composes:
 
 
 def request(arguments: Sequence[str]) -> LaunchRequest:
-    """What launch.py would be asked for; one composer serves all tests of our own conf/, so that Hydra composes less."""
+    """What launch.py would be asked for; one composer serves all tests of our conf/, so that Hydra composes less."""
     own = from_command_line(arguments)
     return own if any("searchpath" in argument for argument in arguments) else replace(own, composer=_composer())
 

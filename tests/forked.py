@@ -1,4 +1,4 @@
-"""Runs in processes forked from one that has torch loaded: where a sweep is long, importing it would be all of the time."""
+"""Runs in processes forked from one that has torch loaded: importing it would be most of a long sweep."""
 
 import multiprocessing
 import os

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,8 +101,10 @@ MUTANTS: dict[str, Mutant] = {
 """Rows 1, 8 and others have further ones beside their tests (test_resume.py, test_agreement.py)."""
 
 
-def copied(folder: Path) -> Path:
-    """The checkout without what git ignores."""
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of ours, without what git ignores; one for all, so that it is compiled once."""
+    folder = tmp_path_factory.mktemp("checkout")
     for name in ("skipsweep", "hydra_plugins", "conf", "tests"):
         shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("launch.py", "pyproject.toml"):
@@ -109,14 +112,26 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def mutate(checkout: Path) -> Iterator[Callable[[Mutant], None]]:
+    """Puts a mutant into the copy, for one test."""
+    before: dict[Path, str] = {}
+
+    def put(mutant: Mutant) -> None:
+        source = checkout / mutant.file
+        text = before[source] = source.read_text()
+        assert text.count(mutant.old) == 1, f"{mutant.file} has changed; write the mutant anew"
+        source.write_text(text.replace(mutant.old, mutant.new))
+
+    yield put
+    for source, text in before.items():
+        source.write_text(text)
+
+
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_mutant_is_caught(name: str, tmp_path: Path) -> None:
-    mutant, checkout = MUTANTS[name], copied(tmp_path / "checkout")
-    source = checkout / mutant.file
-    text = source.read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.file} has changed; write the mutant anew"
-    source.write_text(text.replace(mutant.old, mutant.new))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", mutant.test]
+def test_the_mutant_is_caught(name: str, checkout: Path, mutate: Callable[[Mutant], None]) -> None:
+    mutate(MUTANTS[name])
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", MUTANTS[name].test]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=900)
     if "skipped" in done.stdout and "failed" not in done.stdout:

@@ -111,6 +111,7 @@ class Cluster:
         self.root, self.accounting = root, accounting
         self.kill_wait, self.max_array = kill_wait, max_array
         self._own: list[subprocess.Popen[bytes]] = []
+        self._guard: subprocess.Popen[bytes] | None = None
 
     # ------------------------------------------------------------------------------------------------------ up and down
 
@@ -131,9 +132,8 @@ class Cluster:
 
     def down(self) -> None:
         """End everything that `up` started, and whatever its jobs left."""
-        with contextlib.suppress(subprocess.SubprocessError, OSError):
-            self.call("scancel", "--full", f"--user={getpass.getuser()}")
-            self.until(lambda: not self.call("squeue", "--noheader"), "an empty queue", 15)
+        if (self.root / "run" / "slurmctld.pid").exists():
+            self._cancel_all()
         for pid in (self.root / "run").glob("*.pid"):
             _end(pid)
         for process in self._own:
@@ -144,15 +144,32 @@ class Cluster:
                 process.kill()
                 process.wait()
 
+    def _cancel_all(self) -> None:
+        with contextlib.suppress(subprocess.SubprocessError, OSError):
+            self.call("scancel", "--full", f"--user={getpass.getuser()}")
+            self.until(lambda: not self.call("squeue", "--noheader"), "an empty queue", 15)
+
+    def guard(self) -> None:
+        """Have it all ended and removed when this process is, however that comes about: daemons would outlive it."""
+        watch = [sys.executable, str(Path(__file__)), "guard", str(self.root)]
+        self._guard = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)
+
+    def unguard(self) -> None:
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+
     def __enter__(self) -> "Cluster":
+        self.guard()
         try:
             return self.up()
         except BaseException:
-            self.down()
+            self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
         self.down()
+        self.unguard()
 
     # ------------------------------------------------------------------------------------------------------- what it is
 
@@ -314,14 +331,15 @@ def _end(pid_file: Path, seconds: float = 20) -> None:
     except (OSError, ValueError):
         return
     deadline = time.monotonic() + seconds
-    while _alive(pid) and time.monotonic() < deadline:
+    while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    if _alive(pid):
+    if alive(pid):
         os.kill(pid, signal.SIGKILL)
     pid_file.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
@@ -354,8 +372,12 @@ def main() -> None:
     if action == "up":
         cluster.up()
         print(f"export SLURM_CONF={cluster.conf}")
-    else:
-        cluster.down()
+        return
+    if action == "guard":
+        sys.stdin.read()  # until whoever started us is gone
+    cluster.down()
+    if action == "guard":
+        shutil.rmtree(cluster.root, ignore_errors=True)
 
 
 if __name__ == "__main__":

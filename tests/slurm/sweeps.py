@@ -16,9 +16,10 @@ from skipsweep.rundir import RunDir
 from skipsweep.slurm import submission
 
 HERE = Path(__file__).parent
-SLOW = "data.batch_tokens=1024 data.train_tokens=40000 data.epochs=100 compute.micro_batch=1 schedule.steps=30".split()  # noqa: SIM905
-"""30 steps of 64 micro-batches: seconds in which something can happen."""
-SLOW += ["record.val_every=10", "record.log_every=1", "record.checkpoint_every=0"]
+FAULTS = {"PYTHONPATH": str(HERE / "faults")}
+"""Has runs fall ill by their seed, and stop for us."""
+LOGGED = ["schedule.steps=20", "record.val_every=4", "record.log_every=1", "record.checkpoint_every=0"]
+"""A row of every step, and no checkpoint that nothing asks for."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,6 @@ def restarts(run: RunDir) -> list[str]:
     claim = submission.claim_of(run)
     assert claim is not None
     return [row["why"] for row in submission.restarts(Path(claim.folder), claim.index)]
-
-
-def steps_done(run: RunDir) -> int:
-    return max((row["step"] for row in run.read_metrics()), default=-1)
 
 
 # --------------------------------------------------------------------------------------------------- stand-ins for jobs

@@ -8,14 +8,13 @@ from commands import Done, Place
 from faults.sitecustomize import SICK, infect
 from forked import fork_jobs
 from runs import result
-from sweeps import HERE, SlurmPlace
+from sweeps import FAULTS, SlurmPlace
 
 from skipsweep import files
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import local
 
 HEALTHY = range(11)
-FAULTS = {"PYTHONPATH": str(HERE / "faults")}
 
 
 def private(folder: Path, chain: int) -> list[str]:

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from commands import CHECKOUT, Place, until
+from forked import fork_jobs
 from runs import result, rows
-from sweeps import SLOW, SlurmPlace, job_of, played, restarts, stand_in, steps_done
+from sweeps import FAULTS, LOGGED, SlurmPlace, job_of, played, restarts, stand_in
 
 from skipsweep import checkpoint, files
 from skipsweep.rundir import RunDir
@@ -100,74 +103,51 @@ CASES = [
     *(pytest.param(e, 3, 1, id=f"{e}, 3 times", marks=NIGHTLY) for e in EVENTS),
 ]
 
-CHILDREN = """
-import os, sys, threading
-if sys.argv[:1] == ["-m"] and "skipsweep.slurm.task" in sys.orig_argv:
-    def fork():
-        import signal, time
-        for _ in range(2):
-            if os.fork() == 0:
-                with open(os.environ["CHILDREN"], "a") as f:
-                    f.write("one\\n")
-                while os.getppid() != 1:
-                    time.sleep(0.05)
-                os._exit(0)
-    import skipsweep.stop as stop
-    enter = stop.StopSignal.__enter__
-    def entered(self):
-        found = enter(self)
-        fork()
-        return found
-    stop.StopSignal.__enter__ = entered
-"""
-"""Two forked children per rank, with the handlers that they inherit, as data loaders have them."""
-
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Callable[[int], list[RunDir]]:
-    """Runs that nothing happened to, by number of ranks."""
-    found: dict[int, list[RunDir]] = {}
+def straight(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Callable[[int], RunDir]:
+    """A run that nothing happened to, by number of ranks."""
 
-    def get(ranks: int) -> list[RunDir]:
-        if ranks not in found:
-            place = Place(tmp_path_factory.mktemp("straight") / "runs", data_root)
-            done = place.launch("-m", *SLOW, f"compute.processes={ranks}", "seed=0,1", "sweep.name=s")
-            assert done.status == 0, done.err
-            found[ranks] = [place.run_of("s", "run", seed) for seed in (0, 1)]
-        return found[ranks]
+    @cache
+    def get(ranks: int) -> RunDir:
+        place = Place(tmp_path_factory.mktemp("straight") / "runs", data_root)
+        with pytest.MonkeyPatch.context() as patch:
+            fork_jobs(patch)
+            done = place.here("-m", *LOGGED, f"compute.processes={ranks}", "sweep.name=s")
+        assert done.status == 0, done.err
+        return place.run_of("s", "run")
 
     return get
 
 
+def boundaries(run: RunDir, attempt: int) -> int:
+    """How many an attempt has passed."""
+    return len({row["step"] for row in files.read_rows(run.metrics) if row["attempt"] == attempt})
+
+
 @pytest.mark.parametrize(("event", "times", "ranks"), CASES)
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
-    event: str, times: int, ranks: int, place: SlurmPlace, straight: Callable[[int], list[RunDir]], tmp_path: Path
+    event: str, times: int, ranks: int, place: SlurmPlace, straight: Callable[[int], RunDir], tmp_path: Path
 ) -> None:
     """One checkpoint and one requeue for every event, and the same bits in the end."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(CHILDREN)
-    place = SlurmPlace(
-        place.runs,
-        place.data,
-        place.cluster,
-        {"PYTHONPATH": str(tmp_path / "site"), "CHILDREN": str(tmp_path / "children")},
-    )
+    told = {"CHILDREN": str(tmp_path / "children"), "GATE": str(tmp_path / "gate")}
+    place = replace(place, variables=FAULTS | told)
     array = ranks == 1
     seeds = "seed=0,1" if array else "seed=0"
-    submitted = place.launch(*DETACHED, *SLOW, f"compute.processes={ranks}", seeds, "sweep.name=s")
+    submitted = place.launch(*DETACHED, *LOGGED, f"compute.processes={ranks}", seeds, "sweep.name=s")
     assert submitted.status == 0, submitted.err
     runs = place.runs_of("s")
     cause, own = EVENTS[event]
-    for time in range(times):
-        target = steps_done(runs[0]) + 3
-        until(lambda: steps_done(runs[0]) >= target)  # noqa: B023 - called at once
+    for time in range(1, times + 1):
+        until(lambda: boundaries(runs[0], time) >= 3)  # noqa: B023 - called at once
         cause(place.cluster, runs[0])
-        until(lambda: place.cluster.job(job_of(runs[0]))["Restarts"] == str(time + 1))  # noqa: B023
+        until(lambda: place.cluster.job(job_of(runs[0]))["Restarts"] == str(time))  # noqa: B023
+    (tmp_path / "gate").touch()
     finished(runs)
     assert len((tmp_path / "children").read_text().split()) >= 2 * ranks * (times + 1)
     assert restarts(runs[0]) == own * times
     assert place.cluster.job(job_of(runs[0]))["Restarts"] == str(times)
-    assert_equal_runs(runs[0], straight(ranks)[0])
+    assert_equal_runs(runs[0], straight(ranks))
     attempts = {row["attempt"] for row in files.read_rows(runs[0].metrics)}
     assert attempts == set(range(1, times + 2))
     if own:

@@ -1,11 +1,16 @@
 """Parts of the SLURM launcher that need no SLURM."""
 
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import alive
+from commands import until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -243,3 +248,34 @@ def test_secrets_on_the_command_line_are_refused(key: str) -> None:
 
 def test_the_warnings_are_what_ranks_listen_to() -> None:
     assert {getattr(signal, name) for name in batch_step._WARNINGS} == {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
+
+
+# ----------------------------------------------------------------------------------------------- the tests' own cluster
+
+STARTS_A_DAEMON = """
+import subprocess, sys
+from pathlib import Path
+from cluster import Cluster
+run = Path(sys.argv[1], "run")
+run.mkdir(parents=True)
+(run / "daemon.pid").write_text(str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid))
+Cluster(run.parent).guard()
+print("guarded", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
+def test_daemons_end_with_the_session_that_started_them(blow: signal.Signals, tmp_path: Path) -> None:
+    """Also where it is given no time to say goodbye."""
+    root, environment = tmp_path / "cluster", {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", STARTS_A_DAEMON, str(root)]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == "guarded\n"
+        daemon = int((root / "run" / "daemon.pid").read_text())
+        assert alive(daemon)
+        session.send_signal(blow)
+    until(lambda: not alive(daemon) and not root.exists())

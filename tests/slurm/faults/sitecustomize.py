@@ -1,4 +1,8 @@
-"""Makes runs fall ill by their seed, once skipsweep.train is there. Python imports this before anything else."""
+"""Makes runs fall ill by their seed, fork children and wait. Python imports this before anything else.
+
+CHILDREN: file in which two children of every rank note that they are there, with the handlers that they inherit, as
+data loaders have them. GATE: file for which rank 0 waits after three steps of every attempt, or for a signal.
+"""
 
 import os
 import signal
@@ -125,7 +129,47 @@ def infect() -> None:
     infect_data(batches)
 
 
+def fork_children(stop: Any) -> None:
+    enter = stop.StopSignal.__enter__
+
+    def entered(self: Any) -> Any:
+        signals.append(enter(self))
+        for _ in range(2):
+            if os.fork() == 0:
+                be_a_child()
+        return self
+
+    stop.StopSignal.__enter__ = entered
+
+
+def be_a_child() -> None:
+    with open(os.environ["CHILDREN"], "a") as f:
+        f.write("one\n")
+    while os.getppid() != 1:
+        time.sleep(0.05)
+    os._exit(0)
+
+
+signals: list[Any] = []
+"""The StopSignal of this process."""
+
+
+def wait_in_training(train: Any) -> None:
+    update, steps = train.Trainer._update, []
+
+    def waits(self: Any) -> Any:
+        steps.append(self.step)
+        while len(steps) > 3 and signals[0].reason is None and not os.path.exists(os.environ["GATE"]):
+            time.sleep(0.02)
+        return update(self)
+
+    if os.environ["SLURM_PROCID"] == "0":
+        train.Trainer._update = waits
+
+
 INFECTED = {"skipsweep.train": infect_training, "skipsweep.data.batches": infect_data}
+if "GATE" in os.environ:
+    INFECTED = {"skipsweep.train": wait_in_training, "skipsweep.stop": fork_children}
 
 
 class Infected(Loader):
