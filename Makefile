@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server
 
-.PHONY: demo test test-slurm slurm lint nightly bench gpu clean
+.PHONY: demo test test-slurm slurm browser lint nightly bench gpu clean
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## set up, then train one tiny model on real text
@@ -27,6 +27,13 @@ slurm:  ## the daemons that tests start for themselves
 	[ "$$(id -u)" = 0 ] || sudo=sudo; \
 	$$sudo apt-get update -qq && \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(SLURM_PACKAGES)
+
+browser: $(READY)  ## install a browser (Debian, Ubuntu) and look at reports and the board in it
+	@command -v chromium >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; }
+	SKIPSWEEP_NEEDS_BROWSER=1 $(BIN)/python -m pytest tests/test_browser.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,12 +25,14 @@ class Board:
     """A server over synthetic sweeps, whose reports count how often they were built."""
 
     def __init__(self, made: Made):
-        self.made, self.builds = made, 0
+        self.made, self.builds, self.may_build = made, 0, threading.Event()
+        self.may_build.set()
         self.server = Server(made.write(), 0, self._make, rest=0.0)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
         self.thread.start()
 
     def _make(self, name: str) -> None:
+        assert self.may_build.wait(60)
         if self.builds == 2:
             raise RuntimeError("no figure today")
         self.builds += 1
@@ -94,7 +96,9 @@ def test_the_index_lists_sweeps_with_question_counts_and_state(board: Board, tmp
 
 
 def test_a_report_is_built_when_looked_at_and_again_when_its_runs_have_changed(board: Board) -> None:
+    board.may_build.clear()
     assert "is being written" in board.get("/sweeps/first/")[1]
+    board.may_build.set()
     board.server.builder.settle()
     status, page = board.get("/sweeps/first/")
     assert (status, "build 1" in page) == (200, True)
