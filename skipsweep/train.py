@@ -257,7 +257,7 @@ class Trainer:
         half; layer L - 1 - l is like l. Empty without gates."""
         found = (self.census.values() if self.census else {}) | self.control.readings()
         return {
-            f"gate/{name}/{layer}".replace("//", "/"): value
+            "/".join(filter(None, ("gate", name, str(layer)))): value
             for name, values in found.items()
             for layer, value in enumerate(values)
         }

@@ -136,9 +136,24 @@ def test_everything_else_stays_byte_for_byte(text):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text().filter(lambda text: not text.startswith("skip_layers=")))
+@given(st.text().filter(lambda text: not text.startswith(("skip_layers=", "gate_targets="))))
 def test_no_other_argument_is_touched(text):
     assert shorthand.rewrite_arguments([text, text]) == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("typed", "composed"),
+    [
+        ("gate_targets=[1,.5]", ["gate_targets=list", "gate_targets.means=[1,.5]"]),
+        ("gate_targets=free", ["gate_targets=free"]),
+        ("gate_targets=[1,.5],[1,.2]", ["gate_targets=[1,.5],[1,.2]"]),  # sweeps are taken apart later
+        ("gate_targets=[1", ["gate_targets=[1"]),
+        ("skip_layers=5", ["skip_layers.layers=5"]),
+    ],
+)
+def test_a_list_of_means_is_a_choice_and_its_value(typed, composed):
+    assert shorthand.written_out(typed) == composed
+    assert shorthand.rewrite_arguments(["-m", typed]) == ["-m", *composed]
 
 
 def test_the_last_of_several_counts():
@@ -151,6 +166,7 @@ def test_the_last_of_several_counts():
     [
         ("python launch.py skip_layers=5 head_", "python launch.py skip_layers.layers=5 head_"),
         ("python launch.py  skip_layers='[5,2]' ", "python launch.py  skip_layers.layers=[5,2] "),
+        ("python launch.py gate_targets=[1] head_", "python launch.py gate_targets=list gate_targets.means=[1] head_"),
         ("python launch.py skip_layers=5", "python launch.py skip_layers=5"),  # still being typed
         ("python launch.py 'skip_layers=5 x", "python launch.py 'skip_layers=5 x"),
     ],

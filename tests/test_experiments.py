@@ -24,7 +24,7 @@ FREE = ("seed", "replicate", "data.epochs")
 SKIP_MIDDLE = (("scale=skip_middle", "data.epochs=4"), 12, 768)  # this stand-in for the corpus has fewer shards
 ASKED_AT: dict[str, tuple[tuple[str, ...], int, int]] = {
     **{name: SKIP_MIDDLE for name in QUESTIONS if name.startswith("skip_middle")},
-    "skip_middle_reach": ((), 8, 128),
+    "skip_middle_reach": ((), 8, 64),
 }
 """Question -> arguments, layers, width; all others: the medium track."""
 MEDIUM = (("scale=medium",), 16, 1024)

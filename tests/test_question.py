@@ -84,3 +84,10 @@ def test_replicates_pair_by_their_seed(tmp_path: Path) -> None:
     plain, again, elsewhere = arms.of_sweep(made.write(), "timed")
     assert (plain.difference, again.pairs, again.difference) == (None, 2, pytest.approx(0.3))
     assert (elsewhere.pairs, elsewhere.difference) == (0, pytest.approx(1.5))
+
+
+def test_operations_of_inference_are_means_over_seeds_and_those_of_the_whole_model_without_gates() -> None:
+    gated = [{"inference_flops_per_token": {"dense": {"a": 9}, "estimated": {"a": n, "b": 1}}} for n in (3, 5)]
+    assert arms.inference_flops(gated, "estimated") == 5.0
+    assert arms.inference_flops([{"inference_flops_per_token": {"dense": {"a": 9}}}], "estimated") == 9.0
+    assert arms.inference_flops([{"val_loss": 2.9}], "measured") is None

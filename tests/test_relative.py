@@ -1,5 +1,6 @@
 """Factors on a schedule's lengths: what they come to, and that they leave no trace in a run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,15 @@ def test_horizons_that_are_there_shrink_along_unless_they_have_a_factor() -> Non
     assert lengths(schedule, steps=0.5, horizon=1) == (1112, 2185, 1092)
 
 
+@pytest.mark.parametrize(("factor", "layers"), [(1, 12), (0.1667, 2), (0.5, 6), (0.8333, 10), (0.01, 2)])
+def test_depths_are_even(factor: float, layers: int) -> None:
+    config = configuration(Path("/nowhere"), Path("/nowhere"), relative=Relative(layers=factor))
+    config.model = replace(config.model, layers=12)
+    assert resolved(config).model.layers == layers
+
+
 @pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan")])
-@pytest.mark.parametrize("key", ["steps", "horizon", "window_horizon"])
+@pytest.mark.parametrize("key", ["steps", "horizon", "window_horizon", "layers"])
 def test_what_is_no_factor_is_refused(key: str, factor: float) -> None:
     with pytest.raises(UserError, match=rf"relative\.{key}={factor} must be above 0"):
         lengths(trapezoid(10), **{key: factor})

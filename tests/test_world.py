@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import Quiet, configuration, frozen, rows
+from runs import Quiet, configuration, frozen, result, rows
 
 import skipsweep
 from skipsweep import checkpoint, files, job
@@ -21,6 +21,9 @@ from skipsweep.data.batches import Batches
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import local
 from skipsweep.train import Trainer
+
+COLUMNS = ("dense", "estimated", "measured")
+"""Of operations of inference."""
 
 
 def double(folder: Path, data_root: Path, processes: int = 1, micro_batch: int = 0, **changes: Any) -> Config:
@@ -114,6 +117,10 @@ def test_two_processes_control_gates_as_one_does(tmp_path: Path, data_root: Path
     last = rows(runs[1])[-1]
     assert min(abs(last[f"gate/{name}/{layer}"]) for name in ("alpha", "beta") for layer in (0, 1)) > 0.01
     assert abs(last["train/control_loss"]) > 1e-3
+    said = result(runs[1])
+    assert said["gates"].items() <= last.items()
+    dense, estimated, measured = (sum(said["inference_flops_per_token"][name].values()) for name in COLUMNS)
+    assert measured < estimated < dense
 
 
 def test_a_run_moves_between_two_processes_and_one(

@@ -77,4 +77,6 @@ def _rewrite_word(word: str) -> str:
         unquoted = shlex.split(word)
     except ValueError:
         return word
-    return rewrite(unquoted[0]) if len(unquoted) == 1 and unquoted[0].startswith(_PREFIX) else word
+    if len(unquoted) != 1 or not unquoted[0].startswith((_PREFIX, f"{_TARGETS}=")):
+        return word
+    return " ".join(written_out(unquoted[0]))
