@@ -5,10 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import bounds as bounds
 import gpu as gpu
 import gpu_checks as checks
 import gpu_speed as speed
 import shipped as shipped
 import trunk as trunk
 
-__all__ = ["checks", "gpu", "shipped", "speed", "trunk"]
+__all__ = ["bounds", "checks", "gpu", "shipped", "speed", "trunk"]
