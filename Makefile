@@ -40,14 +40,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-nightly: $(READY)  ## the long fault-injection suites
-	$(BIN)/python -m pytest -m nightly
+nightly: $(READY) slurm  ## the long fault-injection suites
+	SKIPSWEEP_NEEDS_SLURM=1 $(BIN)/python -m pytest -m nightly
 
-bench: $(READY)  ## speed, as ratios measured side by side
+bench: $(READY) slurm  ## speed, as ratios measured side by side; fails where a bound is missed
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/trunk.py
 	$(BIN)/python benchmarks/skipping.py
+	$(BIN)/python benchmarks/mechanisms.py
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/launching.py
+	$(BIN)/python benchmarks/preempting.py
 
 gpu: $(READY)  ## on a machine with a GPU: is its path right, and how fast is it (8 minutes)
 	$(BIN)/python benchmarks/gpu.py

@@ -5,6 +5,9 @@
 No-op means: a process is started that marks itself as done. Ours goes through planning, freezing, leases and status
 files; the others call an empty function. Hydra's launchers are measured where they are installed
 (pip install hydra-joblib-launcher hydra-submitit-launcher); SLURM is the private one of the tests, two cores.
+
+Then 1,000 runs, held in the queue: fails where freezing and submitting them takes more than 30 s, or `skipsweep status`
+more than 1 s.
 """
 
 import importlib.metadata
@@ -19,6 +22,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT / "tests" / "slurm"), str(CHECKOUT / "tests")]
 
+from bounds import Bounds  # noqa: E402
 from cluster import Cluster, missing  # noqa: E402
 from commands import Place  # noqa: E402
 from sweeps import SlurmPlace, stand_in  # noqa: E402
@@ -86,6 +90,21 @@ def ours_here(folder: Path, runs: int) -> float:
     return seconds(lambda: subprocess.run(command, env=place.environment, check=True, capture_output=True))
 
 
+MANY, SUBMIT_S, STATUS_S = 1000, 30, 1
+
+
+def many(folder: Path, cluster: Cluster, bounds: Bounds) -> None:
+    """Submit what will not run, and look at it; the better of three looks, Python's start included."""
+    place = SlurmPlace(folder / "runs", folder / "data", cluster)
+    (folder / "data").mkdir(parents=True)
+    place.launch("-m", "seed=9999", "plan=true")
+    hold = ("hydra.launcher.detach=true", "hydra.launcher.additional_parameters={hold:true}")
+    command = ["-m", *hold, f"seed=range(0,{MANY})", "sweep.name=many"]
+    bounds.check(f"{MANY} runs frozen and submitted", seconds(lambda: check(place.launch(*command).status)), SUBMIT_S)
+    looks = [seconds(lambda: place.skipsweep("status", "many", "--json")) for _ in range(3)]
+    bounds.check(f"skipsweep status of {MANY} runs in the queue", min(looks), STATUS_S)
+
+
 def check(status: int) -> None:
     if status:
         raise SystemExit(f"the launch ended with {status}")
@@ -114,7 +133,7 @@ class Figures(dict[str, float]):
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    found = Figures(runs)
+    found, bounds = Figures(runs), Bounds()
     with tempfile.TemporaryDirectory(prefix="sl-", ignore_cleanup_errors=True) as text:
         root = Path(text)
         root.chmod(0o755)
@@ -130,10 +149,13 @@ def main() -> None:
                 packed = ("hydra.launcher.pack=true",)
                 found["ours, SLURM, packed 8 to a job"] = ours_on_slurm(root / "packed", cluster, runs, *packed)
                 cluster.empty()
+                many(root / "many", cluster, bounds)
+                cluster.empty()
                 if has("hydra-submitit-launcher"):
                     options = ["hydra/launcher=submitit_slurm", limit, "hydra.launcher.timeout_min=20"]
                     name = "hydra-submitit-launcher, SLURM, 4 jobs at a time"
                     found[name] = hydra(root / "submitit", options, runs, cluster.environment)
+    bounds.end()
 
 
 if __name__ == "__main__":

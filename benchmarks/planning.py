@@ -2,8 +2,8 @@
 
     python benchmarks/planning.py
 
-Prints what each takes beside its budget: 0.15 s per combination of groups plus 2 ms per point, 300 MB, and 1 s for
-`skipsweep list` and `skipsweep status`. Nothing here may import torch.
+Prints what each takes beside its bound, and fails beyond one: 0.15 s per combination of groups plus 2 ms per point,
+300 MB, and 1 s for `skipsweep list` and `skipsweep status`. Nothing here may import torch.
 """
 
 import json
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from bounds import Bounds
 
 from skipsweep import provenance
 from skipsweep.sweep import launch
@@ -31,8 +33,8 @@ ARGUMENTS = [
 ]
 
 
-def planned(folder: str) -> Plan:
-    """1,428 points over 6 combinations of groups; prints time and memory."""
+def planned(folder: str, bounds: Bounds) -> Plan:
+    """1,428 points over 6 combinations of groups; checks time and memory."""
     from_command_line(["plan=true"])  # Hydra's own start is not planning
     start = time.perf_counter()
     made = launch.make_plan(from_command_line([f"paths.multirun={folder}", *ARGUMENTS]))
@@ -40,9 +42,8 @@ def planned(folder: str) -> Plan:
     points = len(made.points)
     budget = 0.15 * COMBINATIONS + 0.002 * points
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"plan of {points} points, {len(made.configs)} runs: {took:.2f} s (budget {budget:.2f}), {memory:.0f} MB (300)"
-    )
+    bounds.check(f"plan of {points} points, {len(made.configs)} runs", took, budget)
+    bounds.check("its memory", memory, 300, "MB")
     return made
 
 
@@ -69,8 +70,9 @@ def command(*arguments: str) -> float:
 def main() -> None:
     """Measure and print."""
     print(f"commit {provenance.commit()}, {provenance.cpus()} cores")
+    bounds = Bounds()
     with tempfile.TemporaryDirectory() as folder:
-        made = planned(folder)
+        made = planned(folder, bounds)
         assert "torch" not in sys.modules
         assert "wandb" not in sys.modules
         start = time.perf_counter()
@@ -80,7 +82,8 @@ def main() -> None:
         launch.make_plan(from_command_line([f"paths.multirun={folder}", *ARGUMENTS]))
         print(f"the same plan with all finished: {time.perf_counter() - start:.2f} s")
         for arguments in (("list",), ("list", "--json"), ("status",), ("status", str(made.name))):
-            print(f"skipsweep {' '.join(arguments)}: {command(*arguments, '--multirun', folder):.2f} s (budget 1 s)")
+            bounds.check(f"skipsweep {' '.join(arguments)}", command(*arguments, "--multirun", folder), 1)
+    bounds.end()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """A report of many runs: time, memory, size of the page. And how often a report finds something where nothing is.
 
 python benchmarks/report.py [RUNS] [VALIDATIONS] [SIMULATED SWEEPS]     (1000 50 1000)
+
+Fails where a report of that many takes more than 20 s or 1 GB.
 """
 
 import random
@@ -12,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bounds import Bounds
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests"))
@@ -22,6 +25,7 @@ from skipsweep.analyze import statistics  # noqa: E402
 
 SEEDS = 10
 DEFAULT = [1000, 50, 1000]
+MOST_S, MOST_MIB = 20, 1024
 
 
 def folders(place: Path, runs: int, validations: int) -> None:
@@ -65,11 +69,14 @@ def main() -> None:
         seconds, cpu, memory = measure(place)
         page = place / "sweeps" / "many" / "report" / "index.html"
         size = page.stat().st_size / 1e6
-        print(f"{runs} runs with {validations} validations: {seconds:.1f} s (CPU {cpu:.1f} s), {memory:.0f} MiB")
+        bounds = Bounds()
+        bounds.check(f"{runs} runs with {validations} validations (CPU {cpu:.1f} s)", seconds, MOST_S)
+        bounds.check("its memory", memory, MOST_MIB, "MiB")
         print(f"the page: {size:.1f} MB")
     for arms, n in ((5, 3), (5, 8), (16, 5)) if sweeps else ():
         share = found_something(sweeps, arms, n)
         print(f"{sweeps} sweeps of {arms} identical arms, {n} runs each: {share:.3f} found something")
+    bounds.end()
 
 
 if __name__ == "__main__":

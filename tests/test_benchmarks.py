@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from gpu_script import checks, gates, gpu, shipped, skipping, speed, trunk
+from gpu_script import bounds, checks, gates, gpu, shipped, skipping, speed, trunk
 
 from skipsweep.model import attention, head
 from skipsweep.sweep.entry import from_command_line
@@ -171,3 +171,16 @@ def test_numbers_that_are_not_finite_fail(report: Any) -> None:
 def test_the_plain_trunk_computes_what_ours_does(documents: bool) -> None:
     """Within float32's rounding, loss and every gradient."""
     assert trunk.difference(*trunk.compared(documents, batch=1, length=256)) < 1e-4
+
+
+# -------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_a_missed_bound_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    found = bounds.Bounds()
+    found.check("status", 0.9, 1)
+    found.end()
+    found.check("report", 20.1, 20)
+    with pytest.raises(SystemExit, match=r"bounds: report$"):
+        found.end()
+    assert capsys.readouterr().out == "status: 0.9 s (at most 1)\nreport: 20.1 s (at most 20) MISSED\n"

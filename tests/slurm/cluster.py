@@ -73,6 +73,7 @@ NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]}-{ports
 Gres=gpu:h100:8 State=UNKNOWN
 PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
+PartitionName=cpu Nodes=n[1-2] PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=INFINITE State=UP
 """
 # cred_expire: a requeued job waits this long, 120 s by default. MinJobAge: squeue -t all still knows ended jobs.
 # The four timeouts: on a busy machine their defaults (10, 2, 10, 60 s) pass, and a job is lost or a node drained.
