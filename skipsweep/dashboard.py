@@ -97,7 +97,7 @@ def _library(name: str) -> Any:
         return importlib.import_module(f"wandb_workspaces.{name}")
     except ImportError as problem:
         raise UserError(
-            f"dashboards need one more package ({problem}): pip install 'skipsweep[dashboard]'"
+            f"dashboards need one more package ({problem}): pip install -e '.[dashboard]'"
         ) from problem
 
 

@@ -143,5 +143,5 @@ def test_bad_input_is_refused(multirun: Multirun, monkeypatch: pytest.MonkeyPatc
     other.freeze(frozen(c.NoLogger()), {})
     assert dashboard.place(multirun, SWEEP, None, None) == dashboard.Place(None, "mine")
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(UserError, match=r"pip install 'skipsweep\[dashboard\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[dashboard\]'"):
         dashboard.specification(dashboard.read(multirun, SWEEP), dashboard.Place(None, "mine"))

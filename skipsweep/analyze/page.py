@@ -159,16 +159,17 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _arms(evidence: Evidence) -> str:
     """Each arm with the overrides that all of its points have; those of all arms stand above, once."""
+    arms = evidence.arms()
     own = {
         arm: [o for o in points[0].overrides if all(o in point.overrides for point in points)]
-        for arm, points in evidence.arms().items()
+        for arm, points in arms.items()
     }
     shared = [o for o in next(iter(own.values()), []) if all(o in overrides for overrides in own.values())]
     rows = [
         {
             "arm": arm,
             "role": "baseline" if arm == evidence.baseline else None,
-            "points": len(evidence.arms()[arm]),
+            "points": len(arms[arm]),
             "overrides": " ".join(o for o in overrides if o not in shared) or None,
         }
         for arm, overrides in own.items()
