@@ -24,11 +24,6 @@ def nothing() -> None:
     """What most processes do before they execute their run."""
 
 
-def fork_jobs(patch: pytest.MonkeyPatch, before: Callable[[], None] = nothing) -> None:
-    """Have the launcher of this process fork its runs. `before`: of a module; called in each of them first."""
-    patch.setattr(local, "subprocess", SimpleNamespace(Popen=partial(Forked, before), DEVNULL=subprocess.DEVNULL))
-
-
 class Forked:
     """As much of a `Popen` of skipsweep.job as a pool uses: a process with a pid, signals and an exit code."""
 
@@ -42,6 +37,13 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         os.kill(self._process.pid or 0, number)
+
+
+def fork_jobs(
+    patch: pytest.MonkeyPatch, before: Callable[[], None] = nothing, popen: Callable[..., Forked] = Forked
+) -> None:
+    """Have the launcher of this process fork its runs. `before`: of a module; called in each of them first."""
+    patch.setattr(local, "subprocess", SimpleNamespace(Popen=partial(popen, before), DEVNULL=subprocess.DEVNULL))
 
 
 def _become(before: Callable[[], None], run: str, env: dict[str, str], folder: Path, logs: tuple[str, str]) -> NoReturn:

@@ -123,6 +123,14 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "launcher's key": ("hydra.launcher.paralel=2", "no key paralel in hydra.launcher; did you mean parallel?"),
     "launcher's value": ("hydra.launcher.parallel=0", "hydra.launcher.parallel=0: at least 1"),
     "launcher": ("hydra/launcher=joblib", "hydra/launcher=joblib: no such choice; valid: local"),
+    "SLURM launcher's key": (
+        "-m hydra/launcher=slurm hydra.launcher.timeout=5",
+        "no key timeout in hydra.launcher; did you mean timeout_min?",
+    ),
+    "a folder that is a pattern to SLURM": (
+        "-m hydra/launcher=slurm compute=cpu paths.multirun=/nowhere/50%",
+        "paths.multirun=/nowhere/50%: SLURM would replace the %",
+    ),
     "several values": ("seed=1,2", "seed=1,2 stands for several values: add -m"),
     "no value": ("seed", "'seed'"),
     "unbalanced": ("skip_layers=[0", "skip_layers=[0"),

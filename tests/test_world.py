@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import Forked, fork_jobs
 from runs import Quiet, configuration, frozen, result, rows
 
 import skipsweep
 from skipsweep import checkpoint, files, job
-from skipsweep.config import Compute, Config, Listed, Proportional, Record
+from skipsweep.config import Compute, Config, Listed, Proportional, Record, SkipLayers
 from skipsweep.data.batches import Batches
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import local
@@ -173,17 +173,19 @@ def newest_step(run: RunDir) -> int:
 # --------------------------------------------------------------------------------------------------------------- faults
 
 
-def test_ranks_with_different_settings_refuse(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [{"skip_layers": SkipLayers([1])}, {"seed": 1}], ids=["layers", "seed"])
+def test_ranks_with_different_settings_refuse(
+    changes: dict[str, Any], tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else their average would be no model that anybody asked for."""
     run = frozen(double(tmp_path / "run", data_root, processes=2))
-    other = frozen(double(tmp_path / "other", data_root, processes=2, seed=1))
-    popen = subprocess.Popen
+    other = frozen(double(tmp_path / "other", data_root, processes=2, **changes))
 
-    def misled(command: list[str], env: dict[str, str], **kwargs: Any) -> Any:
+    def misled(before: Callable[[], None], command: list[str], env: dict[str, str], **how: Any) -> Forked:
         folder = other if env["RANK"] == "1" else run
-        return popen([*command[:-1], str(folder.path)], env=env, **kwargs)
+        return Forked(before, [*command[:-1], str(folder.path)], env, **how)
 
-    monkeypatch.setattr(subprocess, "Popen", misled)
+    fork_jobs(monkeypatch, popen=misled)
     assert together(run) == job.FAILED
     status = run.read_status()
     assert (status["state"], status["cause"]) == ("failed", "config")

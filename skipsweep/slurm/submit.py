@@ -70,6 +70,12 @@ def home_of(plan: Plan) -> Path:
     return plan.multirun.run(next(iter(plan.configs))).path
 
 
+def check_home(plan: Plan) -> None:
+    """Raise UserError for a folder that SLURM would understand as another; before anything is written to it."""
+    if "%" in str(home_of(plan)):
+        raise UserError(f"paths.multirun={plan.multirun.path}: SLURM would replace the % in this path; write another")
+
+
 def is_in_flight(run: RunDir, queue: Queue) -> bool:
     """Whether somebody executes the run, or a job waits that will."""
     seen = observe(run)
@@ -145,8 +151,6 @@ def _submit_array(
         code=str(code),
         srun_args=list(settings["srun_args"] or []),
     )
-    if "%" in str(folder):
-        raise UserError(f"{folder}: SLURM would replace the % in this path; set paths.multirun to another")
     for index, task in enumerate(tasks):
         for run in task:
             submission.claim(run, folder, made, index)

@@ -36,7 +36,7 @@ def launch(request: LaunchRequest) -> int:
     plan = make_plan(request)
     _check_torchrun(plan)
     if on_slurm(request):
-        _check_slurm()
+        _check_slurm(plan)
         _look_at_queue(plan)
     show_plan(plan, request)
     if request.plan:
@@ -83,7 +83,8 @@ def _want_again(plan: Plan) -> None:
         run.cancelled.unlink(missing_ok=True)
 
 
-def _check_slurm() -> None:
+def _check_slurm(plan: Plan) -> None:
+    submit.check_home(plan)
     if _under_torchrun():
         raise UserError("hydra/launcher=slurm starts the processes of every run itself; leave torchrun away")
 

@@ -232,6 +232,8 @@ def test_jobs_belong_to_us_alone(place: SlurmPlace, tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o777 == 0o700
         assert folder.owner() == getpass.getuser()
     assert not list(place.runs.rglob("*.pkl"))
+    for script in place.submissions("s")[0].glob("*.sh"):
+        assert "#SBATCH --wckey=''\n" in script.read_text(), "many clusters refuse submitit's own"
 
 
 def test_a_single_run_is_a_job_as_well(place: SlurmPlace, tmp_path: Path) -> None:
