@@ -3,19 +3,22 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_recipes import ARMS, OWNERS, recipe, tokens
+from model_recipes import ARMS, OWNERS, randomised, recipe, tokens
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipsweep.config import Embeddings
-from skipsweep.model.count import flops_per_token, parameters, total
+from skipsweep.config import Embeddings, Free
+from skipsweep.model.count import flops_per_token, inference_flops_per_token, parameters, total
 from skipsweep.model.gpt import build
 from skipsweep.optim.schedule import window_blocks
+from skipsweep.sweep import identity
+from skipsweep.sweep.entry import from_command_line
 
 MEDIUM = {"layers": 16, "dim": 1024, "heads": 8, "mlp_ratio": 4.0, "vocab_size": 50257, "seq_len": 1024}
 RECORD = MEDIUM | {"no_attention": [7], "vocab_multiple": 128, "window": 0}
@@ -106,6 +109,72 @@ def test_operations_agree_with_torchs_counter(head, layers, size):
     # the counter takes the full square of T keys for every query, we the (T + 1) / 2 that are not masked
     seq_len = cfg.data.seq_len
     assert sum(counted.values()) * (seq_len + 1) == scores * 2 * seq_len
+
+
+PARTS = {"blocks.attention": "LlamaBlock.attention", "blocks.mlp": "LlamaBlock.mlp", "head": "Head"}
+"""Group -> the module whose products the counter adds up, over all layers."""
+
+
+@pytest.mark.parametrize("gates", ["none", "free"])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_operations_of_seed_004s_model_agree_with_torchs_counter_by_part(gates, passes):
+    """Forward, and forward and backward, without computing anything. Within 2 %: a gated key has a channel more."""
+    trunk = ("model=skip_middle", "embeddings=plain", "residual=none", "skip_layers=none", f"gate_targets={gates}")
+    request = from_command_line([*trunk, "data.seq_len=1024", "data.batch_tokens=8192", "data.val_tokens=8192"])
+    config = request.composer(request.overrides)
+    cfg = identity.canonical(config, replace(config.data, vocab_size=50257, fingerprint="none"))
+    model, ids = build(cfg, "meta"), torch.zeros(1, 1024, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        logits = model.logits(ids)
+        if passes == 3:
+            logits.sum().backward()
+    counts = {name: Counter({str(op): n for op, n in c.items()}) for name, c in counter.get_flop_counts().items()}
+    scores, pairs = counts["Global"]["aten.bmm"], 1025 / 2 / 1024  # the counter takes the whole square
+    found = {part: counts[module].total() for part, module in PARTS.items()}
+    found["blocks.attention"] -= scores
+    found["gates"] = counts["Global"].total() - scores - sum(found.values())
+    ours = flops_per_token(cfg) if passes == 3 else inference_flops_per_token(cfg)
+    assert found == {part: ours[part] * 1024 for part in found}
+    assert (found["gates"] > 0) == (gates == "free")
+    assert scores * pairs == pytest.approx(ours["blocks.attention.scores"] * 1024, rel=0.02)
+    assert (scores * pairs == ours["blocks.attention.scores"] * 1024) == (gates == "none")
+    assert total(ours) == sum(ours[part] for part in (*found, "blocks.attention.scores"))
+
+
+def test_skipped_blocks_cost_what_open_tokens_do():
+    """Measured on a pass that skips; nobody of 2 x 40 tokens is open in layer 2, as many as there are in the others."""
+    trunk = {"block": "llama", "kv_heads": 1, "layers": 6, "no_mlp": [5], "seq_len": 40}
+    cfg = replace(recipe(plain=True, **trunk), gate_targets=Free(init="normal", attention="keys", floor=1e-6))
+    model, (ids, _) = randomised(cfg).eval(), tokens(cfg)
+    with torch.no_grad():
+        model.gate.bias[2] = 100.0
+    model.skip, closed = True, []
+    model.gate.register_forward_hook(lambda _m, _a, g: closed.append(float((g <= 0).double().mean())))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.logits(ids)
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    ours = inference_flops_per_token(cfg, closed)
+    assert closed[2] == closed[3] == 1
+    assert 0 < closed[1] < 1
+    assert products == pytest.approx(80 * (total(ours) - ours["blocks.attention.scores"]))
+
+
+def test_open_tokens_see_open_ones():
+    cfg = recipe(plain=True, layers=2, seq_len=1000)
+    dense, half = inference_flops_per_token(cfg), inference_flops_per_token(cfg, [0.5, 1.0])
+    assert dense == pytest.approx({group: n / 3 for group, n in flops_per_token(cfg).items()})
+    pairs = 500 * 501 / 2 / (1000 * 1001 / 2)
+    scores = "blocks.attention.scores"
+    assert half[scores] / dense[scores] == pytest.approx(pairs / 2, rel=1e-2)
+    assert half["blocks.mlp"] == dense["blocks.mlp"] / 4
+    assert half["head"] == dense["head"]
+
+
+def test_inference_has_the_last_window():
+    shape = {"window": 8, "window_block": 2, "window_growth": "cubic", "seq_len": 16, "steps": 4}
+    last = recipe(**shape | {"window_growth": "none"})
+    assert inference_flops_per_token(recipe(**shape)) == inference_flops_per_token(last)
+    assert total(flops_per_token(recipe(**shape))) < total(flops_per_token(last))
 
 
 def test_operations_of_a_pass_are_six_per_weight_and_token():

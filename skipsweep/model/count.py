@@ -7,6 +7,7 @@ the full T x T square without a window. Document masks, which depend on the text
 recomputed to save memory.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from skipsweep.config import Gated, Recipe
@@ -23,7 +24,7 @@ from skipsweep.model.shape import (
     token_embeddings,
 )
 from skipsweep.model.wiring import mlp_hidden
-from skipsweep.optim.schedule import short_window_blocks, windows
+from skipsweep.optim.schedule import short_window_blocks, window_blocks, windows
 
 FORWARD_AND_BACKWARD = 3
 """Cost of a training pass, in forward passes."""
@@ -65,7 +66,33 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
     }
 
 
-def total(counts: dict[str, int]) -> int:
+def inference_flops_per_token(recipe: Recipe, closed: Sequence[float] = ()) -> dict[str, float]:
+    """Group -> operations of one forward pass per token with the last step's window, closed tokens left out.
+
+    `closed`: per layer the share of tokens that its block is closed to (measured, or as targets say); none: no layer is
+    skipped. A block computes its open tokens alone, which see each other; where they lie is taken as random. Training
+    computes every block for every token, whatever its gates say: that is `flops_per_token`.
+    """
+    model, opened = recipe.model, [1 - share for share in closed] or [1.0] * recipe.model.layers
+    mlps = set(range(model.layers - readout_kind(recipe).owns_last_mlp)) - set(model.no_mlp)
+    long = window_blocks(model, recipe.schedule, recipe.schedule.steps)
+    forward = {group: operations / FORWARD_AND_BACKWARD for group, operations in flops_per_token(recipe).items()}
+    return forward | {
+        "blocks.attention": 2 * _attention(recipe) * sum(opened[i] for i in attention_layers(model)),
+        "blocks.attention.scores": 2
+        * 2
+        * model.dim
+        * sum(_open_keys(opened[i], _keys_of_layer(recipe, i, long)) for i in attention_layers(model)),
+        "blocks.mlp": 2 * _mlp(recipe) * sum(opened[i] for i in mlps),
+    }
+
+
+def _open_keys(opened: float, keys: float) -> float:
+    """Keys that a token sees if it is open, itself and the open ones of the others, times its chance to be so."""
+    return opened * (1 + opened * (keys - 1))
+
+
+def total(counts: Mapping[str, int]) -> int:
     """Sum over all groups."""
     return sum(counts.values())
 
@@ -105,14 +132,17 @@ def _readout(recipe: Recipe) -> int:
 
 def _keys(recipe: Recipe) -> float:
     """Keys that a query sees, summed over layers, averaged over positions and steps."""
-    model, seq_len = recipe.model, recipe.data.seq_len
-    layers = attention_layers(model)
-    long = len([layer for layer in layers if layer in model.long_window])
+    layers = attention_layers(recipe.model)
     mean = 0.0
-    for window, steps in windows(model, recipe.schedule).items():
-        sees = [_mean_keys(seq_len, w, model.window_block) for w in (window, short_window_blocks(window))]
-        mean += steps / recipe.schedule.steps * (long * sees[0] + (len(layers) - long) * sees[1])
+    for window, steps in windows(recipe.model, recipe.schedule).items():
+        mean += steps / recipe.schedule.steps * sum(_keys_of_layer(recipe, layer, window) for layer in layers)
     return mean
+
+
+def _keys_of_layer(recipe: Recipe, layer: int, window: int) -> float:
+    """Keys that a query of a layer sees, averaged over positions; `window` of the layers with the long one."""
+    mine = window if layer in recipe.model.long_window else short_window_blocks(window)
+    return _mean_keys(recipe.data.seq_len, mine, recipe.model.window_block)
 
 
 @lru_cache(maxsize=1024)
