@@ -450,9 +450,9 @@ def _guard(report: "Report", device: str, compiled: bool) -> None:
     made = little_trainer(little_run(device, also={"schedule.steps": 20}), device, compiled)
     original, good = made._backward, {}
 
-    def poisoned(step: int) -> tuple[Tensor, Tensor]:
-        loss, norm = original(step)
-        return loss * float("nan"), norm
+    def poisoned(step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        loss, *others = original(step)
+        return loss * float("nan"), *others
 
     stopped = -1
     try:

@@ -8,9 +8,10 @@ a round.
 Time is that of the block part (from the embeddings to what the head sees). On a CPU it is the process's own on one
 thread, so that whatever else the machine does matters less. On a GPU dense blocks are compiled, as in training.
 
-Ideal: the part of the blocks' operations that is left. n of T tokens open leave n / T of all products with weights and
-n (n + 1) of T (T + 1) pairs of query and key. Printed are the medians of the ratios within rounds, the middle half, and
-the saving in units of the ideal one (goals: 85 % at .5; at most 1.03 times dense at 0).
+Ideal: the part of the blocks' operations that is left (`count.inference_flops_per_token`): a share o of open tokens
+leaves o of all products with weights, and about o squared of those of queries and keys. Printed are the medians of the
+ratios within rounds, the middle half, and the saving in units of the ideal one (goals: 85 % at .5; at most 1.03 times
+dense at 0).
 """
 
 import argparse
@@ -41,6 +42,7 @@ from skipsweep.sweep import identity
 
 SEQUENCES, LENGTH = 8, 1024
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
+BLOCKS = ("blocks.attention", "blocks.attention.scores", "blocks.mlp")
 PLAIN = {"embeddings": "plain", "residual": "none", "skip_layers": "none", "head_type": "last", "logger": "none"}
 
 
@@ -73,11 +75,12 @@ def closed_to(share: float, sequences: int, length: int) -> Tensor:
 
 def ideal(run: RunConfig, share: float, length: int = LENGTH) -> float:
     """Part of the blocks' operations that is left."""
-    counts = count.flops_per_token(run)
-    scores = counts["blocks.attention.scores"]
-    weights = counts["blocks.attention"] + counts["blocks.mlp"]
-    n = length - round(share * length)
-    return (weights * n / length + scores * n * (n + 1) / (length * (length + 1))) / (weights + scores)
+    run = replace(run, data=replace(run.data, seq_len=length))
+    layers, open_, keys = run.model.layers, 1 - share, (length + 1) / 2
+    pairs = open_ * (1 + open_ * (keys - 1)) / keys  # an open token sees itself, and the open ones of the others
+    left = count.inference_flops_per_token(run, count.Open([open_] * layers, [pairs] * layers))
+    all_ = count.inference_flops_per_token(run)
+    return sum(left[group] for group in BLOCKS) / sum(all_[group] for group in BLOCKS)
 
 
 @dataclass

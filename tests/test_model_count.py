@@ -25,6 +25,8 @@ from skipsweep.model.gpt import build
 from skipsweep.model.shape import attention_layers
 from skipsweep.optim.moments import Census
 from skipsweep.optim.schedule import window_blocks
+from skipsweep.sweep import identity
+from skipsweep.sweep.entry import from_command_line
 
 MEDIUM = {"layers": 16, "dim": 1024, "heads": 8, "mlp_ratio": 4.0, "vocab_size": 50257, "seq_len": 1024}
 RECORD = MEDIUM | {"no_attention": [7], "vocab_multiple": 128, "window": 0}
@@ -115,6 +117,43 @@ def test_operations_agree_with_torchs_counter(head, layers, size):
     # the counter takes the full square of T keys for every query, we the (T + 1) / 2 that are not masked
     seq_len = cfg.data.seq_len
     assert sum(counted.values()) * (seq_len + 1) == scores * 2 * seq_len
+
+
+PARTS = {"blocks.attention": "LlamaBlock.attention", "blocks.mlp": "LlamaBlock.mlp", "head": "Head"}
+"""Group -> the module whose products the counter adds up, over all layers."""
+
+
+@pytest.mark.parametrize("gates", ["none", "free"])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_operations_of_seed_004s_model_agree_with_torchs_counter_by_part(gates, passes):
+    """Forward, and forward and backward, without computing anything. Within 2 %: a gated key has a channel more."""
+    trunk = ("model=skip_middle", "embeddings=plain", "residual=none", "skip_layers=none", f"gate_targets={gates}")
+    request = from_command_line([*trunk, "data.seq_len=1024", "data.batch_tokens=8192", "data.val_tokens=8192"])
+    config = request.composer(request.overrides)
+    cfg = identity.canonical(config, replace(config.data, vocab_size=50257, fingerprint="none"))
+    model, ids = build(cfg, "meta"), torch.zeros(1, 1024, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        logits = model.logits(ids)
+        if passes == 3:
+            logits.sum().backward()
+    counts = {name: Counter({str(op): n for op, n in c.items()}) for name, c in counter.get_flop_counts().items()}
+    scores, pairs = counts["Global"]["aten.bmm"], 1025 / 2 / 1024  # the counter takes the whole square
+    found = {part: counts[module].total() for part, module in PARTS.items()}
+    found["blocks.attention"] -= scores
+    found["gates"] = counts["Global"].total() - scores - sum(found.values())
+    ours = flops_per_token(cfg) if passes == 3 else inference_flops_per_token(cfg)
+    assert found == {part: ours[part] * 1024 for part in found}
+    assert (found["gates"] > 0) == (gates == "free")
+    assert scores * pairs == pytest.approx(ours["blocks.attention.scores"] * 1024, rel=0.02)
+    assert (scores * pairs == ours["blocks.attention.scores"] * 1024) == (gates == "none")
+    assert total(ours) == sum(ours[part] for part in (*found, "blocks.attention.scores"))
+
+
+def test_inference_has_the_last_window():
+    shape = {"window": 8, "window_block": 2, "window_growth": "cubic", "seq_len": 16, "steps": 4}
+    last = recipe(**shape | {"window_growth": "none"})
+    assert inference_flops_per_token(recipe(**shape)) == inference_flops_per_token(last)
+    assert total(flops_per_token(recipe(**shape))) < total(flops_per_token(last))
 
 
 def test_operations_of_a_pass_are_six_per_weight_and_token():
