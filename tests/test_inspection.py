@@ -168,6 +168,29 @@ def test_value_embeddings_are_decoded_as_they_are_and_token_embeddings_normed() 
     assert [lens.title for lens in told.lens] == ["output", "x00", "x01", "ve0 (not normed)"]
 
 
+@pytest.mark.parametrize("trunk", [{}, {"block": "llama", "value_norm": False, "attention_gate": True}])
+def test_values_have_shares_and_are_decoded_by_the_way_they_take(trunk: dict[str, Any]) -> None:
+    """ve0 serves layers 0 and 3, each with weights of its own."""
+    cfg = recipe(dtype="float64", softcap=0.0, **trunk)
+    model, (ids, _) = shaken(cfg), tokens(cfg, 1)
+    told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 1, [])
+    table: Any = model.context.embed
+    ve, lambdas = table["ve0"][ids[0]], model.lambdas()
+    sums = {one["layer"]: one["terms"] for one in told.shares if one["mechanism"] == "values"}
+    assert list(sums) == [0, 3]
+    assert [lens.title for lens in told.projected_values] == [f"ve0 by layer {i} (not normed)" for i in sums]
+    for lens, (layer, (own, other)) in zip(told.projected_values, sums.items(), strict=True):
+        assert (own["name"], own["weight"]) == ("own values", pytest.approx(lambdas[f"lambda/value/{layer}/v"]))
+        assert (other["name"], other["weight"]) == ("ve0", pytest.approx(lambdas[f"lambda/value/{layer}/ve"]))
+        assert other["rms"] == pytest.approx(told.embedding_rms["ve0"])
+        sizes = [abs(term["weight"]) * term["rms"] for term in (own, other)]
+        assert abs(other["share"]) == pytest.approx(sizes[1] / sum(sizes))
+        block: Any = model.blocks[layer]
+        added = (lambdas[f"lambda/value/{layer}/ve"] * ve) @ block.attention.out.T
+        p = model.head(added).softmax(-1).amax(-1)
+        assert [row[0].p for row in lens.top] == pytest.approx(p.tolist())
+
+
 def test_ties_keep_all_k() -> None:
     """Published top-10 lists, keyed by probability, had lost entries to ties."""
     assert readings.top(torch.zeros(2, 8), 5) == [[(i, 0.125) for i in range(5)]] * 2

@@ -66,12 +66,14 @@ class Inspection:
     notes: list[str]
     lambdas: dict[str, float]
     lens: list[Lens]
+    projected_values: list[Lens]
+    """`ve0 by layer 3`: that value embedding, weighed, through the layer's output projection."""
     stream_rms: dict[str, float]
     """`layer 3` -> RMS of the stream after that block."""
     embedding_rms: dict[str, float]
     """`x00`: as it is used, normed; `ve0`: as it is used, not normed."""
     shares: list[dict[str, Any]]
-    """Every weighted sum: mechanism, layer, terms with weight, rms and share."""
+    """Every weighted sum: mechanism, layer, terms with weight, rms and share; `values` is inside the layer's block."""
     contributions_of: str
     """`stream` or `readout`: what `contributions` add up to."""
     contributions: list[Source]

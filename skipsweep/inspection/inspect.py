@@ -58,6 +58,7 @@ def read(given: Trained, run: str, ids: Tensor, source: str, k: int, layers: Seq
         notes=[*_notes(model, config), *([remark] if remark else [])],
         lambdas=model.lambdas(),
         lens=_lenses(model, found, embeddings, values, k, layers, name),
+        projected_values=_projected(model, found, k, name),
         stream_rms={f"layer {i}": readings.rms(x) for i, x in enumerate(found.streams)},
         embedding_rms={what: readings.rms(x) for what, x in (embeddings | values).items()},
         shares=[asdict(one) for one in readings.shares(model, found)],
@@ -99,6 +100,18 @@ def _values(model: GPT, ids: Tensor) -> dict[str, Tensor]:
     return {name: torch.nn.functional.embedding(ids, tables[name]) for name in tables if name.startswith("ve")}
 
 
+def _lens(what: str, normed: bool, logits: Tensor, k: int, name: Name) -> Lens:
+    return Lens(what, normed, [[Guess(i, name(i), p) for i, p in row] for row in readings.top(logits, k)])
+
+
+def _projected(model: GPT, found: Trace, k: int, name: Name) -> list[Lens]:
+    """What the head makes of value embeddings as they reach the stream."""
+    return [
+        _lens(f"{table} by layer {layer}", False, readings.decode(model, x, normed=False), k, name)
+        for (table, layer), x in sorted(readings.projected_values(model, found).items())
+    ]
+
+
 def _lenses(
     model: GPT,
     found: Trace,
@@ -109,7 +122,7 @@ def _lenses(
     name: Name,
 ) -> list[Lens]:
     def lens(what: str, normed: bool, logits: Tensor) -> Lens:
-        return Lens(what, normed, [[Guess(i, name(i), p) for i, p in row] for row in readings.top(logits, k)])
+        return _lens(what, normed, logits, k, name)
 
     streams = {f"layer {i}": found.streams[i] for i in layers}
     with torch.no_grad():

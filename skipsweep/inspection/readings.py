@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipsweep.inspection.trace import Sum, Trace, mechanisms
+from skipsweep.inspection.trace import VALUES, Sum, Trace, mechanisms
 from skipsweep.model.gpt import GPT
 from skipsweep.model.norm import norm
 
@@ -34,6 +34,19 @@ def decode(model: GPT, stream: Tensor, normed: bool) -> Tensor:
     """Logits (T, V) of a vector (1, T, D) where the last layer's output belongs in the head's inputs, the others 0."""
     seen = norm(stream) if normed else stream
     return model.head(F.pad(seen, (0, model.readout.width - seen.shape[-1])))[0]
+
+
+@torch.no_grad()
+def projected_values(model: GPT, found: Trace) -> dict[tuple[str, int], Tensor]:
+    """(value embedding, layer) -> what it would add to the stream (1, T, D) if attention looked at one token alone:
+    W_o (lambda * ve). The attention's gate, where there is one, is left out."""
+    made = {}
+    for (name, layer), one in found.sums.items():
+        if name == VALUES:
+            block: Any = model.blocks[layer]
+            ve = (one.weights[1] * one.terms[1]).flatten(2)
+            made[f"ve{model.context.tables[layer]}", layer] = F.linear(ve, block.attention.out)
+    return made
 
 
 @torch.no_grad()
@@ -67,7 +80,7 @@ class Shares:
 
 def shares(model: GPT, found: Trace) -> list[Shares]:
     """Every weighted sum that the pass computed, in layer order."""
-    modules, depth = mechanisms(model), len(model.blocks)
+    modules, depth = mechanisms(model) | {VALUES: model.context}, len(model.blocks)
     return [
         Shares(
             name,
@@ -96,6 +109,8 @@ def _names(mechanism: str, module: Any, layer: int) -> list[str]:
             return ["stream", f"layer {layer - 2}"]
         case "tail":
             return [f"layer {i}" for i in module.layers]
+        case "values":
+            return ["own values", f"ve{module.tables[layer]}"]
         case "mix":
             return ["stream", *module.names[1:]]
     return ["stream", *(f"layer {s}" if isinstance(s, int) else s for s in module.sources)]

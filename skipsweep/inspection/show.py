@@ -33,7 +33,7 @@ def _lens(found: Inspection) -> None:
         shown.add_row(str(at), visible(token.text), *cells)
     console.print(shown)
     last = table("from", *[f"{n + 1}." for n in range(len(found.lens[0].top[0]))], title="\nafter the last token")
-    for lens in found.lens:
+    for lens in (*found.lens, *found.projected_values):
         last.add_row(lens.title, *(f"{visible(guess.text)} {guess.p:.3f}" for guess in lens.top[-1]))
     console.print(last)
 

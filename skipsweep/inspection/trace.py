@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from skipsweep.model.gpt import GPT
-from skipsweep.model.seams import Context, Outputs
+from skipsweep.model.seams import Context, Layer, Outputs
 from skipsweep.model.weighted import WeightedSum
+
+VALUES = "values"
+"""Name of the sum that attention looks at, where there is a value embedding."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Trace:
     features: Tensor = field(default_factory=lambda: torch.empty(0))
     """What the head saw (1, T, F)."""
     sums: dict[tuple[str, int], Sum] = field(default_factory=dict)
-    """(mechanism, layer before whose block it was computed) -> the sum; the readout's is (`readout`, layers)."""
+    """(mechanism, layer before whose block it was computed) -> the sum; the readout's is (`readout`, layers). `values`
+    is that of a layer's own values and its value embedding, inside the block."""
 
 
 def mechanisms(model: GPT) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def mechanisms(model: GPT) -> dict[str, Any]:
 
 @torch.no_grad()
 def trace(model: GPT, ids: Tensor, window: int) -> Trace:
-    """Run `ids` (1, T) through the model as training does, `window` blocks wide."""
+    """Run `ids` (1, T) through the model as it is set (evaluation, after loading), `window` blocks wide."""
     found, layer = Trace(), [0]
 
     def at_layer(_: nn.Module, args: Any) -> None:
@@ -58,6 +62,7 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
 
     def at_context(_: nn.Module, args: Any, result: Context) -> None:
         found.ctx = result
+        result.layers = [_telling(layer, i, keep_at) for i, layer in enumerate(result.layers)]
 
     def at_block(_: nn.Module, args: Any, result: Tensor) -> None:
         found.given.append(args[0])
@@ -67,7 +72,10 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
         found.left, found.outputs, layer[0] = args[0], args[1], len(model.blocks)
 
     def keep(name: str, made: Sum) -> None:
-        found.sums[name, layer[0]] = made
+        keep_at(name, layer[0], made)
+
+    def keep_at(name: str, i: int, made: Sum) -> None:
+        found.sums[name, i] = made
 
     hooks = [
         model.context.register_forward_hook(at_context),
@@ -84,6 +92,22 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _telling(layer: Layer, i: int, keep: Any) -> Layer:
+    """The same layer, which tells `keep` of its values where a value embedding is added to them."""
+    ve, of_ve = layer.value_embedding, layer.value_embedding_lambda
+    if ve is None or of_ve is None:
+        return layer
+    own = 1.0 if layer.value_lambda is None else float(layer.value_lambda)
+
+    class Telling(Layer):
+        def weigh_values(self, v: Tensor) -> Tensor:
+            result = Layer.weigh_values(self, v)
+            keep(VALUES, i, Sum([v, ve.view_as(v)], [own, float(of_ve)], result))
+            return result
+
+    return Telling(*layer)
 
 
 @contextmanager
