@@ -96,9 +96,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(f"wandb_workspaces.{name}")
     except ImportError as problem:
-        raise UserError(
-            f"dashboards need one more package ({problem}): pip install -e '.[dashboard]'"
-        ) from problem
+        raise UserError(f"dashboards need one more package ({problem}): pip install -e '.[dashboard]'") from problem
 
 
 def _workspace(subject: Subject, place: Place) -> Any:
