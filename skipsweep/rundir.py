@@ -97,6 +97,11 @@ class RunDir:
         return self.path / "inspect"
 
     @property
+    def inspection_json(self) -> Path:
+        """The readings among it."""
+        return self.inspection / "inspection.json"
+
+    @property
     def reserve(self) -> Path:
         return self.path / ".reserve"
 

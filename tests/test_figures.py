@@ -182,6 +182,26 @@ def test_gates_give_curves_and_sparsity(tmp_path: Path) -> None:
     assert "1 runs" in gates.caption
 
 
+def test_weights_that_have_been_read_are_shown_norm_corrected(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    read, damaged, _ = made.arm("none", [2.9, 2.91, 2.92])
+    terms = [
+        {"name": name, "weight": 1.0, "rms": 2.0, "share": share} for name, share in (("stream", 0.75), ("x00", -0.25))
+    ]
+    sums = [
+        {"mechanism": mechanism, "layer": layer, "terms": terms} for mechanism in ("mix", "unet") for layer in (0, 1)
+    ]
+    for run, shares in ((read, sums), (damaged, [{"mechanism": "mix"}])):
+        run.inspection.mkdir()
+        run.inspection_json.write_text(json.dumps({"shares": shares}))
+    data = tables.of(made.read())
+    found = [(row["point"], row["layer"], row["weight"], row["value"]) for row in data["shares"]]
+    assert found == [(0, layer, name, share) for layer in (0, 1) for name, share in (("stream", 0.75), ("x00", -0.25))]
+    shown = scalars.shares(data)
+    assert marks(shown, data) == 4
+    assert panels(shown, data) == ["stream", "x00"]
+
+
 def test_schedules_are_thinned_to_their_last_step(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.9], steps=2000, validations=1001)

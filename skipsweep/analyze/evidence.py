@@ -90,6 +90,21 @@ class Run:
         """What was recorded at any step: `val/loss`, `lambda/skip/5`, `lr/head`, ..."""
         return list(self._table)
 
+    def mixed_shares(self) -> list[tuple[int, str, float]]:
+        """(layer, term, norm-corrected weight) of what every block's input is a sum of; empty unless the weights have
+        been read (`skipsweep inspect`, `record.inspect=true`)."""
+        sums = _document(self.folder.inspection_json).get("shares") if self.folder else None
+        try:
+            return [
+                (int(one["layer"]), str(term["name"]), float(term["share"]))
+                for one in sums or ()
+                if one["mechanism"] == "mix"
+                for term in one["terms"]
+                if term["share"] is not None
+            ]
+        except (KeyError, TypeError, ValueError):
+            return []
+
     @cached_property
     def _table(self) -> dict[str, np.ndarray]:
         """Key -> one float64 per row, nan where the row has no number: a tenth of what dicts would take."""

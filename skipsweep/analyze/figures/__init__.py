@@ -18,6 +18,7 @@ FIGURES = (
     scalars.skips,
     scalars.skip_curves,
     scalars.blocks,
+    scalars.shares,
     scalars.gates,
     curves.rates,
 )

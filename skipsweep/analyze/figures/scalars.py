@@ -27,15 +27,26 @@ def blocks(tables: Tables) -> Figure | None:
     rows = [row for row in tables["lambdas"] if row.get("weight") != "skip" and row["last"]]
     if not rows:
         return None
-    marks = _strip("datum.weight != 'skip' && datum.last", "weight in the block's input (1)", tables)
-    marks = style.panels(marks.properties(width=260, height=200), "weight:N", 2)
-    marks = marks.resolve_scale(y="independent")
+    marks = _by_weight(_strip("datum.weight != 'skip' && datum.last", "weight in the block's input (1)", tables))
     names = sorted({row["weight"] for row in rows})
     caption = (
         f"What the input of every block is a weighted sum of ({', '.join(names)}), at the last validation; as learned, "
         f"not corrected for norms. One mark per run and layer, n = {len(rows)}{_runs(rows)}"
     )
     return Figure("block-lambdas", "Learned weights of the blocks' inputs", caption, marks)
+
+
+def shares(tables: Tables) -> Figure | None:
+    """The same, corrected for the norms of what is weighed (seed 003), of runs whose weights have been read."""
+    rows = tables["shares"]
+    if not rows:
+        return None
+    marks = _by_weight(_strip("true", "share of the block's input (1)", tables, "shares"))
+    caption = (
+        "Weight times root mean square of what it weighs, over the sum of such absolute values, on the text that a run "
+        f"was inspected with. One mark per run and layer, n = {len(rows)}{_runs(rows)}"
+    )
+    return Figure("block-shares", "Norm-corrected weights of the blocks' inputs", caption, marks)
 
 
 def skip_curves(tables: Tables) -> Figure | None:
@@ -54,9 +65,14 @@ def gates(tables: Tables) -> Figure | None:
     )
 
 
-def _strip(wanted: str, title: str, tables: Tables) -> alt.Chart:
+def _by_weight(marks: alt.Chart) -> Any:
+    panels = style.panels(marks.properties(width=260, height=200), "weight:N", 2)
+    return panels.resolve_scale(y="independent")
+
+
+def _strip(wanted: str, title: str, tables: Tables, table: str = "lambdas") -> alt.Chart:
     return (
-        style.ringed(style.joined("lambdas").transform_filter(wanted), "weight", "layer", "value", "method")
+        style.ringed(style.joined(table).transform_filter(wanted), "weight", "layer", "value", "method")
         .mark_point(filled=False, strokeWidth=1.4, opacity=0.8)
         .encode(
             x=alt.X("layer:O", title="layer (0-based)", axis=alt.Axis(labelAngle=0)),

@@ -5,6 +5,7 @@ curves   one row per point and validation: step, training time, validation loss
 means    one row per arm and step: mean over its runs, with the band of one standard deviation
 lambdas  one row per point, validation and learned scalar that belongs to a layer
 rates    one row per arm, step and parameter group: the learning rate (of the arm's first run with rows)
+shares   one row per point and term of a block's input, of runs whose weights have been read: its norm-corrected weight
 gates    one row per point, validation and gated layer
 """
 
@@ -42,7 +43,7 @@ def of(evidence: Evidence) -> Tables:
         if evidence.baseline
         else []
     )
-    tables: Tables = {name: [] for name in ("runs", "curves", "means", "lambdas", "rates", "gates")}
+    tables: Tables = {name: [] for name in ("runs", "curves", "means", "lambdas", "shares", "rates", "gates")}
     number, most = 0, max(20, MOST_POINTS // max(1, len(evidence.points)))
     for arm, points in arms.items():
         curves: list[Row] = []
@@ -53,6 +54,7 @@ def of(evidence: Evidence) -> Tables:
             own = [{"point": number, **row} for row in _series(run, "val/loss", "loss")]
             curves += own
             tables["lambdas"] += _scalars(number, run, most)
+            tables["shares"] += _shares(number, run)
             tables["gates"] += _layers(number, run, _GATE, most)
             number += 1
         if points:
@@ -154,6 +156,11 @@ def _layers(number: int, run: Run, pattern: re.Pattern[str], most: int) -> list[
             rows = [fixed | row for row in _thin(_series(run, key, "value"), most)]
             found += [row | {"last": i == len(rows) - 1} for i, row in enumerate(rows)]
     return found
+
+
+def _shares(number: int, run: Run) -> list[Row]:
+    found = run.mixed_shares()
+    return [{"point": number, "layer": layer, "weight": term, "value": share} for layer, term, share in found]
 
 
 def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
