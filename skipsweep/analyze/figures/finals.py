@@ -94,7 +94,7 @@ def _count_panel(tables: Tables, panel: str) -> Any:
 
 def over_flops(tables: Tables) -> Figure | None:
     """Final loss over the FLOPs of the training, where arms differ in them."""
-    x = alt.X("flops:Q", title="training FLOPs, forward and backward (10¹⁵)", scale=style.apart())
+    x = alt.X("flops:Q", title="training FLOPs, forward and backward (PFLOP)", scale=style.apart())
     if len({row["flops"] for row in style.has(tables["runs"], "loss", "flops")}) < 2:
         return None
     return _scatter(tables, "flops", x, "loss-over-flops", "Final loss over FLOPs", "counted, not measured")
@@ -104,7 +104,7 @@ def over_inference(tables: Tables) -> Figure | None:
     """Final loss over the operations of a forward pass, where there are gates that save some (seed 004, figure 2)."""
     if not style.has(tables["runs"], "loss", "sparsity"):
         return None
-    title = "forward pass, as far as gates are open (10⁶ FLOPs per token)"
+    title = "forward pass, as far as gates are open (MFLOP per token)"
     x = alt.X("inference:Q", title=title, scale=style.apart())
     note = "counted: open tokens, and products of open queries with open keys in the last validation"
     return _scatter(tables, "inference", x, "loss-over-inference-flops", "Final loss over FLOPs of inference", note)
