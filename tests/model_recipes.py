@@ -79,6 +79,19 @@ AWAY = {"x_lambda": 0.8, "skip_lambda": -0.3, "backout": 0.4}
 
 EOT = 256
 """End-of-text of the `bytes` tokenizer."""
+SMALL_TRACK: dict[str, Any] = {
+    "no_attention": [0, 1],
+    "no_mlp": [0],
+    "value_norm": False,
+    "value_lambda": True,
+    "smeared": True,
+    "attention_gate": True,
+    "padded_tables": True,
+    "softcap_curve": "tanh",
+    "embeddings": Embeddings(mix=True, value_layers=[[2], [3]]),
+    "residual": Residual(unet=[[1, 3]], unet_weight="sigmoid"),
+}
+"""What the small track's trunk has of its own, on the tests' trunk."""
 DOCUMENTS = {"tokenizer": "bytes", "vocab_size": 257}
 """Changes to a recipe whose texts have documents."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_recipes import ARMS, DOCUMENTS, EMBEDDINGS, EOT, OWNERS, randomised, recipe, shaken, tokens
+from model_recipes import ARMS, DOCUMENTS, EMBEDDINGS, EOT, OWNERS, SMALL_TRACK, randomised, recipe, shaken, tokens
 from runs import Quiet, configuration, frozen
 from torch import Tensor
 
@@ -29,17 +29,6 @@ KEYS, QUERIES, NONE = (Free(init="normal", attention=axis, floor=1e-6) for axis 
 LLAMA: dict[str, Any] = {"plain": True, "block": "llama", "norm_scheme": "sandwich", "layers": 6, "kv_heads": 1}
 SIX: dict[str, Any] = {"layers": 6}
 YARN = {"yarn": True, "window_growth": "stages", "window_stages": [2, 3]}
-SMALL_TRACK = {
-    "no_attention": [0, 1],
-    "no_mlp": [0],
-    "value_norm": False,
-    "smeared": True,
-    "attention_gate": True,
-    "padded_tables": True,
-    "softcap_curve": "tanh",
-    "embeddings": Embeddings(mix=True, value_layers=[[2], [3]]),
-    "residual": Residual(unet=[[1, 3]], unet_weight="sigmoid"),
-}
 CASES: dict[str, tuple[Any, ...]] = {
     **{f"{head} {list(sources)}": (head, sources, {}, None) for head, sources in ARMS},
     **{f"{head} widened": (head, (0, "extra"), {"widen_head": True}, None) for head in OWNERS},

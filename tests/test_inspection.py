@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_recipes import ARMS, OWNERS, recipe, shaken, tokens
+from model_recipes import ARMS, OWNERS, SMALL_TRACK, recipe, shaken, tokens
 from runs import Quiet, configuration, frozen
 
 from skipsweep import cli, files, job
@@ -32,18 +32,6 @@ WINDOW = 2
 EXACT = 1e-10
 CARRIED_THROUGH = ("add", "add_renorm", "add_unnormed", "add_detached", "add_fixed_x", "backout")
 """Heads whose features are a sum of multiples of their sources, so that contributions are to it."""
-SMALL_TRACK = {
-    "no_attention": [0, 1],
-    "no_mlp": [0],
-    "value_norm": False,
-    "value_lambda": True,
-    "smeared": True,
-    "attention_gate": True,
-    "padded_tables": True,
-    "softcap_curve": "tanh",
-    "embeddings": Embeddings(mix=True, value_layers=[[2], [3]]),
-    "residual": Residual(unet=[[1, 3]], unet_weight="sigmoid"),
-}
 TRUNKS: dict[str, dict[str, Any]] = {
     "plain": {"plain": True},
     "unet": {},
