@@ -12,7 +12,7 @@ from typing import Any
 from skipsweep import published as shipped
 from skipsweep.analyze import statistics
 from skipsweep.analyze.comparison import Comparison
-from skipsweep.analyze.evidence import Evidence, Point, Run
+from skipsweep.analyze.evidence import Evidence, Point, Run, as_number
 
 _CONCAT = {"input": "input_emb", "extra": "extra_emb", "last": "layer15"}
 """Our named sources of a concat head -> theirs."""
@@ -63,18 +63,14 @@ def _row(name: str, theirs: Figures, compared: Comparison) -> dict[str, Any]:
 def _declared(theirs: Any) -> Figures:
     """A number alone is a mean."""
     if not isinstance(theirs, Mapping):
-        return Figures(_number(theirs))
+        return Figures(as_number(theirs))
     n, steps = theirs.get("n"), theirs.get("steps")
     return Figures(
-        _number(theirs.get("mean")),
-        _number(theirs.get("sd")),
+        as_number(theirs.get("mean")),
+        as_number(theirs.get("sd")),
         n if isinstance(n, int) else None,
         steps if isinstance(steps, int) else None,
     )
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _of_arm(points: list[Point], runs: Mapping[str, Run]) -> Figures | None:

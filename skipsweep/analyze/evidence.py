@@ -192,7 +192,7 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
         question=_first(plans, "question"),
         source=_first(plans, "source"),
         baseline=baseline if any(point.arm == baseline for point in points) else None,
-        target=_number(_first(plans, "target")),
+        target=as_number(_first(plans, "target")),
         may_differ=None if (keys := _first(plans, "may_differ")) is None else tuple(keys),
         published=_mapping(plans, "published"),
         confounds=_mapping(plans, "confounds"),
@@ -254,7 +254,8 @@ def _mapping(plans: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]
     return found
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
+    """A number from somebody's file; None for anything else, true and false among it."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

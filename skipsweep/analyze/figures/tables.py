@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean, stdev
 from typing import Any
 
+from skipsweep.analyze.arms import inference_flops
 from skipsweep.analyze.evidence import Evidence, Point, Run
 
 Row = dict[str, Any]
@@ -123,9 +124,8 @@ def _flops(result: Mapping[str, Any]) -> float | None:
 
 def _inference(result: Mapping[str, Any]) -> float | None:
     """FLOPs of a token's forward pass, in units of 1e6, as far as gates are open."""
-    columns = result.get("inference_flops_per_token") or {}
-    parts = columns.get("measured") or columns.get("dense")
-    return sum(parts.values()) / 1e6 if parts else None
+    measured = inference_flops([result], "measured")
+    return None if measured is None else measured / 1e6
 
 
 def _sparsity(run: Run) -> float | None:
