@@ -78,6 +78,17 @@ def test_a_report_opens_from_disk(browser: Browser, made: Made) -> None:
         page.hover(mark, kind)
     page.until("!document.querySelector('#said').hidden")
     assert "python launch.py" in page.evaluate("document.querySelector('#said').textContent")
+
+    rings = "document.querySelectorAll('#skip-lambdas svg.marks .mark-symbol.role-mark path').length"
+    everything = page.evaluate(rings)
+    page.evaluate("""{
+        const choice = document.querySelector('#skip-lambdas select');
+        choice.selectedIndex = [...choice.options].findIndex((option) => option.textContent === 'random');
+        choice.dispatchEvent(new Event('input', { bubbles: true }));
+        choice.dispatchEvent(new Event('change', { bubbles: true }));
+    }""")
+    page.until(f"{rings} !== {everything}")
+    assert page.evaluate(rings) == 4, "two runs of two arms"
     assert_quiet(page, written.page.as_uri())
     look(page, "report")
 

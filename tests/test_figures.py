@@ -61,6 +61,16 @@ def sizes(figure: Figure | None, data: Tables) -> list[str]:
     return re.findall(r'aria-roledescription="point"[^>]* d="([^"]+)"', svg)
 
 
+def drawing(figure: Figure | None, data: Tables, **parameters: Any) -> str:
+    """The figure as SVG, after a reader has chosen `parameters`."""
+    assert figure is not None
+    spec = page.spec(figure)
+    for parameter in spec.get("params", ()):
+        parameter["value"] = parameters.pop(parameter["name"], parameter.get("value"))
+    assert not parameters
+    return vl_convert.vegalite_to_svg(spec | {"datasets": data})
+
+
 def titles(node: Any) -> list[str]:
     """Titles of all axes of a specification."""
     if isinstance(node, list):
@@ -199,7 +209,66 @@ def test_weights_that_have_been_read_are_shown_norm_corrected(tmp_path: Path) ->
     assert found == [(0, layer, name, share) for layer in (0, 1) for name, share in (("stream", 0.75), ("x00", -0.25))]
     shown = scalars.shares(data)
     assert marks(shown, data) == 4
-    assert panels(shown, data) == ["stream", "x00"]
+    assert shown is not None
+    assert [panel["title"] for panel in page.spec(shown)["concat"]] == ["stream", "x00"]
+
+
+def test_values_of_a_layer_have_an_outline_where_it_says_more_than_they_do(tmp_path: Path) -> None:
+    """From three on, and not where they are all the same: a single point has no density."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.93])
+    for layer, values in ((0, (0.1, 0.2, 0.4)), (2, (0.1, 0.2)), (5, (0.3, 0.3, 0.3)), (7, (-0.5, -0.5, -0.4, 0.1))):
+        for i, value in enumerate(values):
+            made.arm(f"{layer}-{i}", [2.92], sources=[layer], lambdas={f"lambda/skip/{layer}": value})
+    data = tables.of(made.read())
+    svg = drawing(scalars.skips(data), data)
+    assert svg.count('aria-roledescription="point"') == 12
+    outlines = re.findall(r'd="M([\d.]+),[^"]*"[^>]*fill="#999"|fill="#999"[^>]*d="M([\d.]+),', svg)
+    assert len(outlines) == svg.count('fill="#999"') == 2
+    assert scalars.skips(data).caption.startswith("Weight of each source")  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_one_ordering_can_be_chosen(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.93])
+    for method, values in (("random", (0.1, 0.2, 0.4)), ("early_to_late", (-0.1, -0.3))):
+        for i, value in enumerate(values):
+            weights = {"lambda/skip/0": value, "lambda/skip/1": value + 0.05}
+            tags = [f"multi_layer/{method}/N=2"]
+            made.arm(f"{method}{i}", [2.92], sources=[0, 1], tags=tags, lambdas=weights)
+    data = tables.of(made.read())
+    figure = scalars.skips(data)
+    shown = {
+        choice: [drawing(figure, data, ordering=choice).count(mark) for mark in ('n="point"', 'fill="#999"')]
+        for choice in (None, "random", "early_to_late")
+    }
+    assert shown == {None: [10, 2], "random": [6, 2], "early_to_late": [4, 0]}
+
+
+def test_an_untrained_model_does_not_press_the_arms_together(tmp_path: Path) -> None:
+    """The axis is that of what follows the first quarter of the steps; where nothing does, of what there is."""
+    data = tables.of(single_layers(tmp_path))
+    figure = curves.over_steps(data)
+    assert figure is not None
+    domains = [layer["encoding"]["y"]["scale"] for layer in page.spec(figure)["layer"] if "y2" not in layer["encoding"]]
+    low, high = domains[0]["domain"]
+    losses = [row["loss"] for row in data["curves"]]
+    settled = [row["loss"] for row in data["curves"] if row["step"] >= 25]
+    assert max(losses) > max(settled) + 0.1, "control"
+    margin = 0.1 * (max(settled) - min(settled))
+    assert min(settled) - margin < low < min(settled)
+    assert max(settled) < high < max(settled) + margin
+    begun = {**data, "curves": [row for row in data["curves"] if row["step"] == 0]}
+    assert drawing(curves.over_steps(begun), begun)
+
+
+def test_the_line_of_the_baseline_is_named(tmp_path: Path) -> None:
+    data = tables.of(single_layers(tmp_path))
+    assert drawing(finals.over_distance(data), data).count(">baseline's mean<") == 1
+    assert drawing(finals.per_layer(data), data).count(">baseline's mean<") == 2, "in each of two panels"
+    for row in data["runs"]:
+        row.pop("baseline")
+    assert ">baseline's mean<" not in drawing(finals.over_distance(data), data)
 
 
 def test_schedules_are_thinned_to_their_last_step(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Real sweeps as SLURM jobs: what was planned is what runs, and being preempted changes nothing."""
 
 import getpass
+import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -68,44 +69,78 @@ def test_a_sweep_from_end_to_end(any_cluster: Cluster, tmp_path: Path, data_root
 # ----------------------------------------------------------------------------------------------------------- preemption
 
 
-def preempt(cluster: Cluster, _: RunDir) -> None:
+def preempt(place: SlurmPlace, _: RunDir) -> None:
     """Somebody with higher priority needs both nodes for a moment."""
-    cluster.call("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 0.5")
+    place.cluster.call(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 0.5"
+    )
 
 
-def requeue(cluster: Cluster, run: RunDir) -> None:
+def requeue(place: SlurmPlace, run: RunDir) -> None:
     """An administrator does it, with no more warning than SIGTERM."""
-    cluster.call("scontrol", "requeue", job_of(run))
+    place.cluster.call("scontrol", "requeue", job_of(run))
 
 
-def lose_node(cluster: Cluster, run: RunDir) -> None:
+def lose_node(place: SlurmPlace, run: RunDir) -> None:
+    cluster = place.cluster
     node = cluster.job(job_of(run))["NodeList"]
     cluster.fail_node(node)
     cluster.until(lambda: cluster.job(job_of(run))["JobState"] in ("PENDING", "RUNNING"), "requeue")
     cluster.resume_node(node)
 
 
-def warn(cluster: Cluster, run: RunDir) -> None:
+def warn(place: SlurmPlace, run: RunDir) -> None:
     """As SLURM does before the time limit; to every process of the step."""
-    cluster.call("scancel", "--signal=USR2", job_of(run))
+    place.cluster.call("scancel", "--signal=USR2", job_of(run))
 
 
-EVENTS: dict[str, tuple[Callable[[Cluster, RunDir], None], list[str]]] = {
+def hold(place: SlurmPlace, run: RunDir) -> None:
+    """An administrator sends it back to the queue and keeps it there; `skipsweep status` names it."""
+    job = job_of(run)
+    place.cluster.call("scontrol", "requeuehold", job)
+    until(lambda: f"job {job} is held" in (place.status("s")["runs"][run.name]["stuck"] or ""), 60)
+    place.cluster.call("scontrol", "release", job)
+
+
+def use_up_time(_place: SlurmPlace, _run: RunDir) -> None:
+    """Nothing has to be done: SLURM warns by itself."""
+
+
+EVENTS: dict[str, tuple[Callable[[SlurmPlace, RunDir], None], list[str]]] = {
     "preempted": (preempt, ["preempted"]),
     "warned": (warn, ["preempted"]),
     "requeued by an administrator": (requeue, []),
     "node lost": (lose_node, []),
+    "held": (hold, []),
+    "time limit": (use_up_time, ["timeout"]),
 }
 """Event -> what does it, and the requeues that are ours."""
+LIMITS = ["hydra.launcher.timeout_min=3", "hydra.launcher.signal_delay_s=119", "hydra.launcher.max_num_timeout=5"]
+"""SLURM warns in the first minute of every attempt."""
 
-NIGHTLY = pytest.mark.nightly
+
+def in_random_order() -> Iterator[tuple[list[str], int]]:
+    """What may happen on a cluster, 40 times; each case some of it in a row, and for how many ranks."""
+    counts = {"preempted": 20, "requeued by an administrator": 10, "node lost": 5, "held": 3, "warned": 2}
+    events = [event for event, count in counts.items() for _ in range(count)]
+    random.Random(43).shuffle(events)
+    for case, first in enumerate(range(0, len(events), 5)):
+        yield events[first : first + 5], 1 + case % 2
+
+
 CASES = [
-    pytest.param("preempted", 1, 1, id="preempted, 2 jobs of an array"),
-    pytest.param("warned", 1, 2, id="warned, 2 ranks"),
-    pytest.param("requeued by an administrator", 1, 1),
-    pytest.param("node lost", 1, 1),
-    *(pytest.param("preempted", times, 2, id=f"preempted {times} times, 2 ranks", marks=NIGHTLY) for times in (3, 4)),
-    *(pytest.param(e, 3, 1, id=f"{e}, 3 times", marks=NIGHTLY) for e in EVENTS),
+    pytest.param(["preempted"], 1, id="preempted, 2 jobs of an array"),
+    pytest.param(["warned"], 2, id="warned, 2 ranks"),
+    pytest.param(["requeued by an administrator"], 1, id="requeued by an administrator"),
+    pytest.param(["node lost"], 1, id="node lost"),
+    *(
+        pytest.param(events, ranks, id=f"case {case} in random order", marks=pytest.mark.nightly)
+        for case, (events, ranks) in enumerate(in_random_order())
+    ),
+    *(
+        pytest.param(["time limit"] * times, ranks, id=f"time limit {times} times", marks=pytest.mark.nightly)
+        for times, ranks in ((3, 2), (2, 1))
+    ),
 ]
 
 
@@ -125,39 +160,38 @@ def straight(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Calla
     return get
 
 
-def boundaries(run: RunDir, attempt: int) -> int:
-    """How many an attempt has passed."""
-    return len({row["step"] for row in files.read_rows(run.metrics) if row["attempt"] == attempt})
+def trained(run: RunDir, attempt: int) -> list[int]:
+    """The steps of which an attempt has noted rows."""
+    return [row["step"] for row in files.read_rows(run.metrics) if row["attempt"] == attempt]
 
 
-@pytest.mark.parametrize(("event", "times", "ranks"), CASES)
+@pytest.mark.parametrize(("events", "ranks"), CASES)
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
-    event: str, times: int, ranks: int, place: SlurmPlace, straight: Callable[[int], RunDir], tmp_path: Path
+    events: list[str], ranks: int, place: SlurmPlace, straight: Callable[[int], RunDir], tmp_path: Path
 ) -> None:
     """One checkpoint and one requeue for every event, and the same bits in the end."""
     told = {"CHILDREN": str(tmp_path / "children"), "GATE": str(tmp_path / "gate")}
     place = replace(place, variables=FAULTS | told)
-    array = ranks == 1
-    seeds = "seed=0,1" if array else "seed=0"
-    submitted = place.launch(*DETACHED, *LOGGED, f"compute.processes={ranks}", seeds, "sweep.name=s")
+    seeds = "seed=0,1" if ranks == 1 else "seed=0"  # an array of two, or one job of two ranks
+    limits = LIMITS if "time limit" in events else []
+    submitted = place.launch(*DETACHED, *LOGGED, *limits, f"compute.processes={ranks}", seeds, "sweep.name=s")
     assert submitted.status == 0, submitted.err
     runs = place.runs_of("s")
-    cause, own = EVENTS[event]
-    for time in range(1, times + 1):
-        until(lambda: boundaries(runs[0], time) >= 3)  # noqa: B023 - called at once
-        cause(place.cluster, runs[0])
+    for time, event in enumerate(events, 1):
+        until(lambda: len(set(trained(runs[0], time))) >= 3)  # noqa: B023 - called at once
+        EVENTS[event][0](place, runs[0])
         until(lambda: place.cluster.job(job_of(runs[0]))["Restarts"] == str(time))  # noqa: B023
     (tmp_path / "gate").touch()
     finished(runs)
-    assert len((tmp_path / "children").read_text().split()) >= 2 * ranks * (times + 1)
-    assert restarts(runs[0]) == own * times
-    assert place.cluster.job(job_of(runs[0]))["Restarts"] == str(times)
+    assert len((tmp_path / "children").read_text().split()) >= 2 * ranks * (len(events) + 1)
+    assert restarts(runs[0]) == [why for event in events for why in EVENTS[event][1]]
+    assert place.cluster.job(job_of(runs[0]))["Restarts"] == str(len(events))
     assert_equal_runs(runs[0], straight(ranks))
-    attempts = {row["attempt"] for row in files.read_rows(runs[0].metrics)}
-    assert attempts == set(range(1, times + 2))
-    if own:
-        lost = [row["step"] for row in files.read_rows(runs[0].metrics)]
-        assert len(lost) == len(set(lost)), "a step that was saved was trained again"
+    attempts = [trained(runs[0], attempt) for attempt in range(1, len(events) + 2)]
+    assert all(attempts)
+    for event, before, after in zip(events, attempts, attempts[1:], strict=False):
+        if EVENTS[event][1]:
+            assert max(before) < min(after), f"{event}: a step that was saved was trained again"
 
 
 def test_a_job_of_ten_minutes_is_requeued_as_well(place: SlurmPlace, tmp_path: Path) -> None:
@@ -168,7 +202,7 @@ def test_a_job_of_ten_minutes_is_requeued_as_well(place: SlurmPlace, tmp_path: P
     assert place.launch(*DETACHED, *command, *short, "seed=0", "sweep.name=s").status == 0
     (run,) = place.runs_of("s")
     until(lambda: run.read_status()["state"] == "running")
-    warn(place.cluster, run)
+    warn(place, run)
     finished([run])
     assert restarts(run) == ["preempted"]
 

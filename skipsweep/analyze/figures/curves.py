@@ -6,7 +6,7 @@ import altair as alt
 
 from skipsweep.analyze.figures import style
 from skipsweep.analyze.figures.style import Figure
-from skipsweep.analyze.figures.tables import Tables
+from skipsweep.analyze.figures.tables import Row, Tables
 
 
 def over_steps(tables: Tables) -> Figure | None:
@@ -26,20 +26,20 @@ def _losses(tables: Tables, key: str, x: Any, name: str, title: str) -> Figure |
     if not rows:
         return None
     title_y = "validation loss (nats/token)"
-    y = style.loss_axis(title_y)
+    y = alt.Y("loss:Q", title=title_y, scale=_settled(rows))
     base = style.chart("means").transform_filter(alt.datum[key] != None)  # noqa: E711 (an expression of Vega)
     shared: dict[str, Any] = {"x": x, "color": style.colour(tables), "detail": "arm:N"}
     band = (
-        base.mark_area(opacity=0.15)
+        base.mark_area(opacity=0.15, clip=True)
         .encode(y=alt.Y("low:Q", title=title_y), y2="high:Q", **shared)
         .transform_filter("isValid(datum.low)")
     )
     single = (
         style.joined("curves")
-        .mark_line(opacity=0.3, strokeWidth=0.8)
+        .mark_line(opacity=0.3, strokeWidth=0.8, clip=True)
         .encode(x=x, y=y, color=style.colour(tables), detail="point:N", tooltip=style.hover())
     )
-    mean = base.mark_line(strokeWidth=2).encode(
+    mean = base.mark_line(strokeWidth=2, clip=True).encode(
         y=y,
         strokeDash=style.dash(tables),
         tooltip=["arm:N", "step:Q", alt.Tooltip("loss:Q", format=".5f"), alt.Tooltip("n:Q", title="runs")],
@@ -48,10 +48,19 @@ def _losses(tables: Tables, key: str, x: Any, name: str, title: str) -> Figure |
     runs, arms = len({row["point"] for row in rows}), len({row["arm"] for row in means})
     caption = (
         f"Thick: mean of each arm over the runs that have reached a step; band: one standard deviation (from two runs "
-        f"on); thin: single runs. {runs} runs of {arms} arms. Scroll to zoom, drag to move, double-click to reset."
+        f"on); thin: single runs. {runs} runs of {arms} arms. The axis begins where the first quarter of the training "
+        "ends. Scroll to zoom, drag to move, double-click to reset."
     )
     zoom = alt.selection_interval(bind="scales", name=f"zoom_{key}")
     return Figure(name, title, caption, alt.layer(band, single, mean.add_params(zoom)))
+
+
+def _settled(rows: list[Row]) -> alt.Scale:
+    """Losses after the first quarter: an untrained model's is so much higher that arms would lie on one line."""
+    last = max(row["step"] for row in rows)
+    losses = [row["loss"] for row in rows if row["step"] >= last / 4]
+    margin = 0.05 * (max(losses) - min(losses))
+    return alt.Scale(zero=False, domain=[min(losses) - margin, max(losses) + margin]) if margin else style.apart()
 
 
 def rates(tables: Tables) -> Figure | None:

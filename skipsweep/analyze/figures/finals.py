@@ -137,10 +137,15 @@ def _scatter(
     return Figure(name, title, caption, marks)
 
 
-def _baseline(base: alt.Chart) -> alt.Chart:
+def _baseline(base: alt.Chart) -> Any:
     """A line at the baseline's mean; none where it has no result."""
     once = base.transform_aggregate(baseline="mean(baseline)").transform_filter("isValid(datum.baseline)")
-    return once.mark_rule(strokeDash=[4, 4], color="#555").encode(y=alt.Y("baseline:Q", title=style.LOSS))
+    y = alt.Y("baseline:Q", title=style.LOSS)
+    name = once.mark_text(align="left", baseline="bottom", dy=-2, color="#555")
+    return alt.layer(
+        once.mark_rule(strokeDash=[4, 4], color="#555").encode(y=y),
+        name.encode(y=y, x=alt.value(4), text=alt.value("baseline's mean")),
+    )
 
 
 def _unfinished(tables: Tables) -> str:
