@@ -91,6 +91,8 @@ def test_a_dry_run_asks_nobody_and_refers_to_what_runs_have_logged(
     [tags] = runs["filters"]["filters"]
     assert tags["value"] == ["sweep/v1_2_x"]
     assert [key["name"] for key in runs["grouping"]] == [KEY + "ordering", KEY + "N"]
+    pinned = [key for key, shown in runs["runFeed"]["columnPinned"].items() if shown]
+    assert pinned[1:] == ["summary:result/val_loss", *(f"config:{KEY}{name}" for name in ("arm", "ordering", "N"))]
     drawn = list(panels(document))
     groupings = {panel["groupBy"] for panel in drawn if "groupBy" in panel}
     assert groupings == {KEY + name for name in ("arm", "ordering", "N")}

@@ -119,6 +119,7 @@ def test_orderings_stand_side_by_side_and_equal_points_are_all_drawn(tmp_path: P
     data = tables.of(orderings(tmp_path))
     assert marks(finals.per_ordering(data), data) == 6
     assert marks(finals.over_distance(data), data) == 6, "late_to_early and early_to_late coincide here"
+    assert len(set(sizes(finals.over_distance(data), data))) == 2, "one is a ring around the other"
     count = finals.over_count(data)
     assert marks(count, data) == 12, "all of them, and each again in its pair's panel"
     assert count is not None
@@ -221,11 +222,23 @@ def test_values_of_a_layer_have_an_outline_where_it_says_more_than_they_do(tmp_p
         for i, value in enumerate(values):
             made.arm(f"{layer}-{i}", [2.92], sources=[layer], lambdas={f"lambda/skip/{layer}": value})
     data = tables.of(made.read())
-    svg = drawing(scalars.skips(data), data)
+    figure = scalars.skips(data)
+    svg = drawing(figure, data)
     assert svg.count('aria-roledescription="point"') == 12
-    outlines = re.findall(r'd="M([\d.]+),[^"]*"[^>]*fill="#999"|fill="#999"[^>]*d="M([\d.]+),', svg)
-    assert len(outlines) == svg.count('fill="#999"') == 2
-    assert scalars.skips(data).caption.startswith("Weight of each source")  # pyright: ignore[reportOptionalMemberAccess]
+    assert svg.count('fill="#999"') == 2, "of layers 0 and 7"
+    assert figure is not None
+    assert "n = 12; 12 runs" in figure.caption
+
+
+def test_equal_values_stand_in_the_middle_of_their_axis(tmp_path: Path) -> None:
+    for value in (0.0, -0.5):
+        made = Made(tmp_path / str(value), baseline="none")
+        made.arm("2", [2.92, 2.93], sources=[2], lambdas={"lambda/skip/2": value})
+        figure = scalars.skips(tables.of(made.read()))
+        assert figure is not None
+        low, high = page.spec(figure)["layer"][0]["encoding"]["y"]["scale"]["domain"]
+        assert low < value < high
+        assert low + high == pytest.approx(2 * value)
 
 
 def test_one_ordering_can_be_chosen(tmp_path: Path) -> None:
@@ -258,8 +271,11 @@ def test_an_untrained_model_does_not_press_the_arms_together(tmp_path: Path) -> 
     margin = 0.1 * (max(settled) - min(settled))
     assert min(settled) - margin < low < min(settled)
     assert max(settled) < high < max(settled) + margin
-    begun = {**data, "curves": [row for row in data["curves"] if row["step"] == 0]}
-    assert drawing(curves.over_steps(begun), begun)
+    assert all(layer["mark"]["clip"] for layer in page.spec(figure)["layer"])
+    first = next(row for row in data["curves"] if row["step"] == 0)
+    begun = curves.over_steps({**data, "curves": [first]})
+    assert begun is not None
+    assert "domain" not in page.spec(begun)["layer"][1]["encoding"]["y"]["scale"], "a point has no extent"
 
 
 def test_the_line_of_the_baseline_is_named(tmp_path: Path) -> None:

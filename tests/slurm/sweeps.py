@@ -18,7 +18,7 @@ from skipsweep.slurm import submission
 HERE = Path(__file__).parent
 FAULTS = {"PYTHONPATH": str(HERE / "faults")}
 """Has runs fall ill by their seed, and stop for us."""
-LOGGED = ["schedule.steps=20", "record.val_every=4", "record.log_every=1", "record.checkpoint_every=0"]
+LOGGED = ["record.val_every=4", "record.log_every=1", "record.checkpoint_every=0"]
 """A row of every step, and no checkpoint that nothing asks for."""
 
 

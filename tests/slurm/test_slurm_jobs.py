@@ -145,15 +145,15 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Callable[[int], RunDir]:
-    """A run that nothing happened to, by number of ranks."""
+def straight(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Callable[[int, str], RunDir]:
+    """A run that nothing happened to, by number of ranks and of steps (an override)."""
 
     @cache
-    def get(ranks: int) -> RunDir:
+    def get(ranks: int, steps: str) -> RunDir:
         place = Place(tmp_path_factory.mktemp("straight") / "runs", data_root)
         with pytest.MonkeyPatch.context() as patch:
             fork_jobs(patch)
-            done = place.here("-m", *LOGGED, f"compute.processes={ranks}", "sweep.name=s")
+            done = place.here("-m", *LOGGED, steps, f"compute.processes={ranks}", "sweep.name=s")
         assert done.status == 0, done.err
         return place.run_of("s", "run")
 
@@ -167,14 +167,16 @@ def trained(run: RunDir, attempt: int) -> list[int]:
 
 @pytest.mark.parametrize(("events", "ranks"), CASES)
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
-    events: list[str], ranks: int, place: SlurmPlace, straight: Callable[[int], RunDir], tmp_path: Path
+    events: list[str], ranks: int, place: SlurmPlace, straight: Callable[[int, str], RunDir], tmp_path: Path
 ) -> None:
     """One checkpoint and one requeue for every event, and the same bits in the end."""
     told = {"CHILDREN": str(tmp_path / "children"), "GATE": str(tmp_path / "gate")}
     place = replace(place, variables=FAULTS | told)
     seeds = "seed=0,1" if ranks == 1 else "seed=0"  # an array of two, or one job of two ranks
     limits = LIMITS if "time limit" in events else []
-    submitted = place.launch(*DETACHED, *LOGGED, *limits, f"compute.processes={ranks}", seeds, "sweep.name=s")
+    steps = f"schedule.steps={10 + 10 * len(events)}"  # every attempt gets some further
+    command = [*DETACHED, *LOGGED, steps, *limits, f"compute.processes={ranks}", seeds, "sweep.name=s"]
+    submitted = place.launch(*command)
     assert submitted.status == 0, submitted.err
     runs = place.runs_of("s")
     for time, event in enumerate(events, 1):
@@ -186,7 +188,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     assert len((tmp_path / "children").read_text().split()) >= 2 * ranks * (len(events) + 1)
     assert restarts(runs[0]) == [why for event in events for why in EVENTS[event][1]]
     assert place.cluster.job(job_of(runs[0]))["Restarts"] == str(len(events))
-    assert_equal_runs(runs[0], straight(ranks))
+    assert_equal_runs(runs[0], straight(ranks, steps))
     attempts = [trained(runs[0], attempt) for attempt in range(1, len(events) + 2)]
     assert all(attempts)
     for event, before, after in zip(events, attempts, attempts[1:], strict=False):
