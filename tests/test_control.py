@@ -245,7 +245,7 @@ def test_equal_targets_are_one_run_however_they_are_said(shipped: Shipped) -> No
 REFUSED = {
     ("gate_targets=[1,.5,0]",): r"gate_targets\.means=\[1\.0, 0\.5, 0\.0\] has 3 values, but 4 layers make 2 pairs",
     ("gate_targets=[1,1.5]",): r"gate_targets\.means: 1\.5 is no mean of gates; valid: 0 to 1",
-    ("gate_targets=linear", "gate_targets.end=-.1"): r"start and gate_targets\.end: -0\.1 is no mean of gates",
+    ("gate_targets=linear", "gate_targets.end=-.1"): r"gate_targets\.end: -0\.1 is no mean of gates",
     ("gate_targets=list",): r"no value for gate_targets\.means: it has no default",
     ("gate_targets=none",): r"control=proportional has no gates to control with gate_targets=none; valid: gate_target",
     ("gate_targets=free",): r"control=proportional needs targets, gate_targets=free has none; valid: gate_targets=lin",

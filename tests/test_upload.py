@@ -8,7 +8,7 @@ from fake_wandb import alone, append, frozen, put_before_wandb
 from typer.testing import CliRunner, Result
 
 from skipsweep import config as c
-from skipsweep import files, mirror
+from skipsweep import files, mirror, upload
 from skipsweep.cli import app
 from skipsweep.rundir import Multirun, RunDir
 
@@ -92,6 +92,14 @@ def test_without_a_server_not_every_run_is_tried(
         f"{NAMES[3]}: not tried (3 failed alike)",
         "4 runs: 3 failed, 1 not tried",
     ]
+
+
+def test_failures_that_are_not_in_a_row_are_no_sign_of_a_server_that_is_gone(
+    multirun: Multirun, sync: Callable[[], Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "MOST_ALIKE", 2)
+    monkeypatch.setattr(mirror, "sync", lambda run, logger: None if run.name == NAMES[1] else "TimeoutError")
+    assert sync().output.splitlines()[-1] == "4 runs: 3 failed, 1 uploaded"
 
 
 def test_a_sweep_that_is_not_there_is_looked_for_among_the_runs(multirun: Multirun) -> None:

@@ -11,17 +11,21 @@ def means(targets: GateTargets, layers: int) -> list[float]:
     """
     match targets:
         case Linear(start=start, end=end):
-            found = _linear(start, end, layers // 2)
-            key = "gate_targets.start and gate_targets.end"
+            _require_mean("start", start)
+            _require_mean("end", end)
+            return _linear(start, end, layers // 2)
         case Listed(means=listed):
             found = _listed(listed, layers)
-            key = "gate_targets.means"
+            for mean in found:
+                _require_mean("means", mean)
+            return found
         case _:
             return []
-    for mean in found:
-        if not 0 <= mean <= 1:
-            raise UserError(f"{key}: {mean} is no mean of gates; valid: 0 to 1")
-    return found
+
+
+def _require_mean(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"gate_targets.{key}: {value} is no mean of gates; valid: 0 to 1")
 
 
 def _linear(start: float, end: float, pairs: int) -> list[float]:

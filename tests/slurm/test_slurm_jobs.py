@@ -174,7 +174,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     place = replace(place, variables=FAULTS | told)
     seeds = "seed=0,1" if ranks == 1 else "seed=0"  # an array of two, or one job of two ranks
     limits = LIMITS if "time limit" in events else []
-    steps = f"schedule.steps={10 + 10 * len(events)}"  # every attempt gets some further
+    steps = f"schedule.steps={20 if len(events) == 1 else 30}"  # an attempt gets four further, the last to the end
     command = [*DETACHED, *LOGGED, steps, *limits, f"compute.processes={ranks}", seeds, "sweep.name=s"]
     submitted = place.launch(*command)
     assert submitted.status == 0, submitted.err
