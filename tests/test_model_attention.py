@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from skipsweep.model import attention
-from skipsweep.model.attention import Visible, attend, block_mask, blocks_seen, documents, uses_flex
+from skipsweep.model.attention import Visible, attend, attend_layer, block_mask, blocks_seen, documents, uses_flex
+from skipsweep.model.seams import Layer
 
 HEADS, WIDTH, SCALE = 2, 4, 0.3
 
@@ -232,4 +233,25 @@ def test_flex_attention_gives_what_scaled_dot_product_attention_does():
         for window in (1, 2, 3, 5, 0):
             ours = attend(*drawn, block_mask(docs, window, block), SCALE)
             theirs = attend(*drawn, Visible(length, docs, window, block), SCALE)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.nightly  # compiles C++
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("axis", ["key_bias", "query_bias"])
+def test_flex_attention_sees_gates_as_scaled_dot_product_attention_does(axis: str):
+    """Gates are one more channel, so that heads have an odd number of them: forward, compiled, on CPU."""
+    length, block = 512, 128
+    ids = torch.zeros(2, length, dtype=torch.long)
+    ids[0, [3, 300]] = 1
+    docs = documents(ids, 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(3, 2, HEADS, length, 16, generator=generator)
+    bias = torch.rand(2, length, 1, generator=generator).clamp(min=1e-6).log()
+    bias[:, ::3] = math.log(1e-6)  # closed
+    with torch.no_grad():
+        for window in (2, 0):
+            masks = block_mask(docs, window, block), Visible(length, docs, window, block)
+            seen = (Layer((bias, bias), mask, None, None, None)._replace(**{axis: bias}) for mask in masks)
+            ours, theirs = (attend_layer(*drawn, layer, SCALE) for layer in seen)
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
