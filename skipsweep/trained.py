@@ -78,14 +78,16 @@ def longest(config: RunConfig) -> int:
 def prompt(config: RunConfig, text: str, without: str) -> Tensor:
     """Token ids (1, T) of a text, after the end-of-text that opens a document.
 
-    Raises UserError for an empty text, one that is too long, or a corpus without a tokenizer; `without` then says what
-    else could be done.
+    Raises UserError for a text that is too long or no text, or for a corpus without a tokenizer; `without` then says
+    what else could be done.
     """
     name = config.data.tokenizer
     if name == "none":
         raise UserError(f"--text: data={config.data.name} has no tokenizer; {without}")
-    if not text:
-        raise UserError("--text is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--text {text!r} is not UTF-8") from None
     ids = [tokenizer.end_of_text(name), *tokenizer.encoder(name)(text).tolist()]
     if len(ids) > longest(config):
         raise UserError(

@@ -1,12 +1,14 @@
 """The questions of conf/experiment at the size they were asked at: planned there, and in the documents as planned."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from skipsweep.config import leaves, recipe_of
-from skipsweep.errors import UserError
+from skipsweep.config import Config, leaves, recipe_of
+from skipsweep.errors import MissingValue, UserError
 from skipsweep.sweep import launch
 from skipsweep.sweep.entry import CONF, from_command_line
 from skipsweep.sweep.estimate import estimate
@@ -82,6 +84,34 @@ def row(name: str) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_every_experiment_is_in_the_document(name: str) -> None:
     assert row(name)
+
+
+@pytest.mark.parametrize("trunk", ["scale=medium", "scale=small_2025_11", "model=small"])
+def test_gates_are_asked_about_on_other_trunks_too(
+    trunk: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every model that is shipped has a rate for the controls that adapt."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
+    command = ["experiment=skip_middle_control", trunk, f"paths.multirun={tmp_path}", "data.epochs=4"]
+    plan = launch.make_plan(from_command_line(command))
+    assert {arm for arm in plan.arms() if "proportional" in arm}
+
+
+def test_a_value_that_an_arm_lacks_is_asked_for_as_it_can_be_given(tmp_path: Path) -> None:
+    """Set for the whole sweep it would be no key of the arms without a control."""
+
+    def lacks(_: object) -> Config:
+        raise MissingValue(["control.gamma"])
+
+    asked = replace(from_command_line(["experiment=skip_middle_reach"]), composer=lacks)
+    point = SimpleNamespace(block="derivative", overrides=[])
+    with pytest.raises(UserError) as told:
+        asked.config(point)  # type: ignore[arg-type]
+    (given,) = re.findall(r"for this arm alone: '(.*)'$", str(told.value))
+    value = given.replace("...", "0.2")
+    plan = launch.make_plan(from_command_line(["experiment=skip_middle_reach", value, f"paths.multirun={tmp_path}"]))
+    gammas = {arm: plan.configs[points[0].run].control for arm, points in plan.arms().items()}
+    assert [control.gamma for arm, control in gammas.items() if "derivative" in arm] == [0.2, 0.2]  # type: ignore[attr-defined]
 
 
 def test_published_figures_are_for_their_corpus(

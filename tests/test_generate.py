@@ -250,7 +250,7 @@ def test_a_terminal_obeys_no_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 MISTAKES = {
-    ("--text", ""): "--text is empty",
+    ("--text", "\udcff"): r"--text '\udcff' is not UTF-8",
     ("--text", "a" * 40): "--text has 41 tokens, the opening end-of-text included; valid: at most 32",
     ("--text", "a" * 31): "--text fills all 32 tokens that the model was made for; valid: a shorter text",
     ("--text", "a", "--tokens", "31"): "--tokens 31; valid: 1 to 30, which with the prompt's 2 make",

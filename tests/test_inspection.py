@@ -353,5 +353,6 @@ def test_a_text_is_read_from_the_end_of_text_on(trained: RunDir) -> None:
     assert ids.tolist() == [[256, 0xC3, 0xA9]]
     with pytest.raises(UserError, match="has 17 tokens, the opening end-of-text included; valid: at most 16"):
         _prompt(config, "a" * 16)
-    with pytest.raises(UserError, match="--text is empty"):
-        _prompt(config, "")
+    assert _prompt(config, "")[0].tolist() == [[256]]
+    with pytest.raises(UserError, match=r"--text '\\udcff' is not UTF-8"):
+        _prompt(config, "\udcff")

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Place, request
+from commands import Place, request, result
 from sweep_folders import Made
 
+from skipsweep import files
 from skipsweep.analyze import arms, evidence
 from skipsweep.errors import UserError
 from skipsweep.sweep import launch as launching
+from skipsweep.sweep import show
 from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.plan import Plan
 
@@ -84,6 +86,21 @@ def test_replicates_pair_by_their_seed(tmp_path: Path) -> None:
     plain, again, elsewhere = arms.of_sweep(made.write(), "timed")
     assert (plain.difference, again.pairs, again.difference) == (None, 2, pytest.approx(0.3))
     assert (elsewhere.pairs, elsewhere.difference) == (0, pytest.approx(1.5))
+
+
+def test_what_gates_leave_is_shown_also_where_they_leave_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing skipped is another answer than nothing known."""
+    made = Made(tmp_path, name="gated", baseline="dense")
+    made.arm("dense", [2.0])
+    show.arms(arms.of_sweep(made.write(), "gated"))
+    assert "estimated" not in capsys.readouterr().out
+    (run,) = made.arm("free", [2.0])
+    whole = {column: {"head": 3_000_000} for column in ("dense", "estimated", "measured")}
+    files.write_json(run.result, {**result(run), "inference_flops_per_token": whole})
+    show.arms(arms.of_sweep(made.write(), "gated"))
+    assert "inference, estimated  measured" in capsys.readouterr().out
 
 
 def test_operations_of_inference_are_means_over_seeds_and_those_of_the_whole_model_without_gates() -> None:

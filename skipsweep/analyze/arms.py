@@ -38,6 +38,8 @@ class Arm:
     estimate), of the whole model without gates; mean over the finished seeds."""
     inference_measured: float | None
     """The same with the products of open queries with open keys as they were counted in the last validation."""
+    has_gates: bool
+    """Whether a finished run says what its gates left to be computed."""
     is_baseline: bool
     same_as: str | None
     """An earlier arm that is served by the very same runs (`head_type` without sources, say)."""
@@ -93,6 +95,7 @@ def _arm(
         flops_per_token=_total(found, "flops_per_token"),
         inference_estimated=inference_flops(found, "estimated"),
         inference_measured=inference_flops(found, "measured"),
+        has_gates=any("estimated" in (r.get("inference_flops_per_token") or {}) for r in found),
         is_baseline=is_baseline,
         same_as=same_as,
         confounds=confounds,

@@ -100,12 +100,15 @@ def _check(device: str) -> None:
 def teller(prompt: str) -> Callable[[str], None]:
     """What writes a text to standard output as it comes, after its prompt.
 
-    Control characters but line ends and tabs are shown: a model may say anything, and a terminal obeys.
+    Control characters but line ends and tabs are shown: a model may say anything, and a terminal obeys. What its
+    encoding lacks is escaped.
     """
     before = [prompt]
 
     def write(part: str) -> None:
-        sys.stdout.write("".join(_harmless("".join(before) + part)))
+        shown = "".join(_harmless("".join(before) + part))
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
         before.clear()
 

@@ -1,5 +1,7 @@
 """Targets of gates, worked out when planning: for the identity, for counting, and for the control. Imports no torch."""
 
+import itertools
+
 from skipsweep.config import GateTargets, Linear, Listed, Recipe
 from skipsweep.errors import UserError
 
@@ -13,14 +15,17 @@ def means(targets: GateTargets, layers: int) -> list[float]:
         case Linear(start=start, end=end):
             _require_mean("start", start)
             _require_mean("end", end)
-            return _linear(start, end, layers // 2)
+            found, key = _linear(start, end, layers // 2), f"gate_targets.start={start} and gate_targets.end={end}"
         case Listed(means=listed):
             found = _listed(listed, layers)
             for mean in found:
                 _require_mean("means", mean)
-            return found
+            key = f"gate_targets.means={found}"
         case _:
             return []
+    if any(inner > outer for outer, inner in itertools.pairwise(found)):
+        raise UserError(f"{key}: an inner pair is never more open than an outer one; valid: equal or falling means")
+    return found
 
 
 def _require_mean(key: str, value: float) -> None:

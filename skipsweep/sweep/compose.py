@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from skipsweep.config import MISSING, Config, from_dict
-from skipsweep.errors import UserError
+from skipsweep.errors import MissingValue, UserError
 from skipsweep.sweep import grammar, shorthand
 from skipsweep.sweep.explain import check_override, explained
 from skipsweep.sweep.hydra_schema import union_groups
@@ -110,11 +110,11 @@ class Composition:
         return isinstance(node, dict) and last in node and not isinstance(node[last], dict)
 
     def config(self, leaves: Sequence[Override]) -> Config:
-        """The configuration with `leaves` set. Raises UserError for a mandatory value that is missing."""
+        """The configuration with `leaves` set. Raises MissingValue for a mandatory value that is missing."""
         values = self._resolved(leaves) if self._interpolates else self._set(leaves)
         missing = [key for key, value in _walk(values) if value == MISSING]
         if missing:
-            raise UserError(f"no value for {', '.join(missing)}: it has no default; set it, as in {missing[0]}=...")
+            raise MissingValue(missing)
         return from_dict(Config, values)
 
     def _set(self, leaves: Sequence[Override]) -> dict[str, Any]:

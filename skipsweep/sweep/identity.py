@@ -105,7 +105,8 @@ def _control(config: Config) -> Control:
             )
         return control
     if not isinstance(gates, Gated):
-        valid = ", ".join(f"gate_targets={name}" for name in choices(Gated))
+        useful = Targeted if isinstance(control, TargetControl) else Gated
+        valid = ", ".join(f"gate_targets={name}" for name in choices(useful))
         raise UserError(
             f"control={control.name} has no gates to control with gate_targets={gates.name}; valid: {valid}"
         )

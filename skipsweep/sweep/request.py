@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from skipsweep.config import Config, Sweep
-from skipsweep.errors import UserError
+from skipsweep.errors import MissingValue, UserError
 from skipsweep.slurm import settings as slurm_settings
 from skipsweep.slurm.settings import SlurmLauncher
 from skipsweep.sweep import relative
@@ -82,6 +82,11 @@ class LaunchRequest:
         """The run that a point stands for. Raises UserError, naming the block at fault."""
         try:
             return relative.resolved(self.composer(point.overrides))
+        except MissingValue as error:
+            if point.block is None:
+                raise
+            once = f"'+sweep.arms.{point.block}={{{error.keys[0]}: ...}}'"
+            raise UserError(f"in sweep.arms.{point.block}: {error}; for this arm alone: {once}") from error
         except UserError as error:
             if point.block is None:
                 raise

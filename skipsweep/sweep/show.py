@@ -233,7 +233,7 @@ def arms(found: Sequence[Arm]) -> None:
     """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
     figures = ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters", ">MFLOP/token"
     # Without gates both are a third of the column before, windows aside.
-    skips = any(arm.inference_estimated != arm.inference_measured for arm in found)
+    skips = any(arm.has_gates for arm in found)
     shown = table("arm", *figures, *([">inference, estimated", ">measured"] if skips else []))
     for arm in found:
         versus = "baseline" if arm.is_baseline else f"is {arm.same_as}" if arm.same_as else _signed(arm.difference)

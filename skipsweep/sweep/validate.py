@@ -12,8 +12,10 @@ from skipsweep.config import (
     Gated,
     Model,
     Muon,
+    NoControl,
     ProportionalDerivative,
     RunConfig,
+    SparsityVarianceL2,
     Trapezoid,
     world_size,
 )
@@ -119,6 +121,11 @@ def _gates(config: RunConfig) -> None:
         raise UserError(f"gate_targets.floor={gates.floor} is the smallest gate; valid: above 0, at most 1")
     if gates.init == "open" and gates.bias >= 0:
         raise UserError(f"gate_targets.init=open with gate_targets.bias={gates.bias} is not open; valid: below 0")
+    if gates.init == "zero" and not isinstance(config.control, NoControl):
+        raise UserError(
+            f"gate_targets.init=zero gives gates no gradient, so control={config.control.name} moves nothing; "
+            "valid: gate_targets.init=normal, gate_targets.init=open, or control=none"
+        )
     if layers % 2:
         raise UserError(
             f"gate_targets={gates.name} pairs opposite layers, but model.layers={layers} is odd; valid: an even number"
@@ -129,6 +136,9 @@ def _control(config: RunConfig) -> None:
     control = config.control
     for key in ("gamma", "delta"):
         if isinstance(control, Adapting):
+            _not_negative(f"control.{key}", getattr(control, key))
+    if isinstance(control, SparsityVarianceL2):
+        for key in ("alpha", "beta"):
             _not_negative(f"control.{key}", getattr(control, key))
     if isinstance(control, ProportionalDerivative) and control.memory < 1:
         raise UserError(f"control.memory={control.memory} is a number of steps; valid: 1 or more")
