@@ -1,5 +1,6 @@
 """The `skipsweep` command: everything around the runs. `python launch.py` starts them."""
 
+import errno
 import json
 import sys
 from collections import Counter
@@ -19,6 +20,9 @@ data_app = typer.Typer(help="Corpora: tokenise, download, list, check.", no_args
 app.add_typer(data_app, name="data")
 import_app = typer.Typer(help="Logs of other programs, as runs that reports can read.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
+
+DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What a disk refuses, which no other input mends."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Folder = Annotated[str, typer.Option("--multirun", help="Folder of runs and sweeps; relative to the checkout.")]
@@ -62,7 +66,7 @@ def status(
     folder = _multirun(multirun)
 
     def look() -> listing.Status:
-        return commands.with_queue(listing.status(folder, sweep), folder)
+        return commands.with_queue(listing.status(folder, sweep and folder.name_of(sweep)), folder)
 
     def show_it(found: listing.Status) -> None:
         if as_json:
@@ -82,7 +86,8 @@ def cancel(sweep: str, as_json: Json = False, multirun: Folder = "multirun") -> 
     """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
     from skipsweep.slurm import commands
 
-    found = commands.cancel(_multirun(multirun), sweep)
+    folder = _multirun(multirun)
+    found = commands.cancel(folder, folder.name_of(sweep))
     if as_json:
         return _print_json(found)
     commands.show_cancelled(found)
@@ -91,7 +96,7 @@ def cancel(sweep: str, as_json: Json = False, multirun: Folder = "multirun") -> 
 @app.command()
 def logs(
     run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
-    lines: Annotated[int, typer.Option("--lines", "-n", help="Lines from the end of each file.")] = 50,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end of each file.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     multirun: Folder = "multirun",
 ) -> None:
@@ -129,7 +134,8 @@ def report(
     """The answer, with its uncertainty: a page with figures and tables from what has finished so far."""
     from skipsweep.sweep import report as reporting
 
-    made = reporting.make(_multirun(multirun), sweeps, baseline, out, png)
+    folder = _multirun(multirun)
+    made = reporting.make(folder, [*map(folder.name_of, sweeps)], baseline, out, png)
     if as_json:
         return _print_json({**asdict(made.findings), "page": str(made.page)})
     reporting.print_it(made)
@@ -148,7 +154,8 @@ def power(
     """How many seeds a difference takes: found with 80 %, at a level of 5 % over all arms."""
     from skipsweep.sweep import report as reporting
 
-    made = reporting.power(_multirun(multirun), sweep, sd, seeds, difference, arms)
+    folder = _multirun(multirun)
+    made = reporting.power(folder, sweep and folder.name_of(sweep), sd, seeds, difference, arms)
     if as_json:
         return _print_json(asdict(made))
     reporting.print_power(made)
@@ -241,6 +248,7 @@ def sync(
     """Upload a sweep's finished runs to wandb, once each; or replay one run as its logger says, after wandb had
     failed."""
     folder = _multirun(multirun)
+    name = folder.name_of(name)
     if names_a_folder(name) and folder.sweep(name).plan.exists():
         return _upload(folder, name, as_json)
     from skipsweep import mirror
@@ -290,6 +298,7 @@ def dashboard(
     from skipsweep import dashboard as boards
 
     folder = _multirun(multirun)
+    sweep = folder.name_of(sweep)
     subject, place = boards.read(folder, sweep), boards.place(folder, sweep, entity, project)
     if dry_run:
         return _print_json(boards.specification(subject, place))
@@ -412,4 +421,9 @@ def main() -> None:
         app()
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
+        sys.exit(UserError.EXIT_CODE)
+    except OSError as problem:
+        if problem.errno not in DISK:
+            raise
+        print(f"error: {problem.filename or 'disk'}: {problem.strerror}", file=sys.stderr)
         sys.exit(UserError.EXIT_CODE)

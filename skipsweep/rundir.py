@@ -240,6 +240,11 @@ class Multirun:
         """The folder of a sweep; of a name that a user gave, see `names_a_folder`."""
         return SweepDir(self.sweeps / name)
 
+    def name_of(self, text: str) -> str:
+        """What a user calls a run or a sweep by: a path of its folder, as launches print it, stands for its name."""
+        path = Path(text).resolve() if "/" in text else None
+        return path.name if path and path.parent in (self.runs.resolve(), self.sweeps.resolve()) else text
+
     def all_runs(self) -> Iterator[RunDir]:
         """Every run, by name."""
         yield from map(RunDir, _folders(self.runs))

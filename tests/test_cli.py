@@ -1,5 +1,6 @@
 """The `skipsweep` command: tables for people, JSON with the same facts, one line for mistakes."""
 
+import errno
 import json
 import shutil
 import sys
@@ -292,7 +293,38 @@ def test_names_are_found_by_their_beginnings(place: Place, here: Callable[..., D
     refused(here("compare", run.name, "4x16"), f"no run 4x16 below {place.multirun.runs}; `skipsweep list` shows them")
 
 
+def test_paths_that_launches_print_stand_for_their_names(
+    place: Place, here: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sweep = place.run_of("which", SKIP), place.multirun.sweep("which")
+    monkeypatch.chdir(place.runs.parent)
+    for path in (str(run.path), f"{run.path}/", f"{place.runs.name}/runs/{run.name}/"):
+        assert as_json(here("compare", path, run.name, "--json"))["runs"] == [run.name, run.name]
+    assert as_json(here("status", f"{sweep.path}/", "--json"))["sweep"] == "which"
+    refused(here("compare", run.name, str(run.checkpoints)), f"no run {run.checkpoints} below")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    place: Place, here: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "locked", deny)
+    assert here("cancel", "which").err == f"error: {place.multirun.path}: Permission denied\n"
+
+
 # -------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_what_a_later_override_undoes_is_noted(place: Place, skipsweep: Callable[..., Done]) -> None:
+    twice = ("head_type=add", "seed=0,1", "head_type=concat", "seed=2,3", "seed=2,3")
+    found = as_json(skipsweep("plan", "--json", *place.arguments(*twice)))
+    assert found["notes"] == [
+        "seed=0,1 has no effect: seed=2,3 comes after it",
+        "head_type=add has no effect: head_type=concat comes after it",
+    ]
+    assert {point["seed"] for point in found["points"]} == {2, 3}
 
 
 def test_plan(place: Place, skipsweep: Callable[..., Done]) -> None:

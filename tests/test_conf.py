@@ -225,6 +225,18 @@ def test_a_sweep_reaches_the_planner_unexpanded(launched):
     assert len(expand(request.overrides, request.sweep, request.composer.options)) == 4
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_the_flag_may_stand_anywhere_and_twice(launched, place):
+    arguments = ["skip_layers=none,1", "seed=3"]
+    for given in (
+        [*arguments[:place], "-m", *arguments[place:]],
+        ["--multirun", *arguments[:place], "-m", *arguments[place:]],
+    ):
+        status, request = launched(*given)
+        assert (status, request.multirun, request.overrides) == (0, True, arguments)
+        assert request.command == ["python", "launch.py", *given], "as it was typed"
+
+
 def test_an_experiment_is_a_sweep_without_the_flag(launched):
     _, request = launched("experiment=demo")
     assert len(expand(request.overrides, request.sweep, request.composer.options)) == 6

@@ -25,10 +25,11 @@ class Comparison:
 
 
 def find(multirun: Multirun, text: str) -> RunDir:
-    """The run that `text` names: its folder's name, its id, or the unambiguous beginning of either.
+    """The run that `text` names: its folder's name or path, its id, or the unambiguous beginning of name or id.
 
     Raises UserError.
     """
+    text = multirun.name_of(text)
     runs = list(multirun.all_runs())
     hits = [run for run in runs if run.name == text or run.id == text]
     hits = hits or [run for run in runs if run.name.startswith(text) or run.id.startswith(text)]

