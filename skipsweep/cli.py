@@ -397,7 +397,8 @@ def import_speedrun_log(
         return _print_json(asdict(found))
     typer.echo(f"{len(found.runs)} run(s) in sweep {sweep}")
     said = {name: name for name in ("refused", "unmatched", "repeated", "damaged")} | {
-        "kept": "kept in its earlier arm"
+        "unread": "unread behind validations",
+        "kept": "kept in its earlier arm",
     }
     for what, text in said.items():
         names = getattr(found, what)

@@ -79,6 +79,45 @@ def test_lambdas_behind_validations(extra: str, expected: dict[str, float]) -> N
     assert {key: value for key, value in row.items() if key.startswith("lambda/")} == expected
 
 
+@pytest.mark.parametrize(
+    ("extra", "lambdas", "unread"),
+    [
+        (" mfu:3.06%", {}, ["mfu"]),
+        (" lx:0.5 ls:-0.25 tok/s:123", {"lambda/x": 0.5, "lambda/skip": -0.25}, ["tok/s"]),
+        (" lx:tensor(0.779) ls:0.1", {}, ["lx", "ls"]),
+        (
+            " x-lambda: nan lambdas: [0.5, nan, -inf] skip-layers: [11, 10, 9]",
+            {"lambda/skip/11": 0.5},
+            [],
+        ),
+        (" x-lambda: 0.7 lambdas: [0.01, -0.3", {}, ["x-lambda", "lambdas"]),
+        ("rolling_lambdas:[[1.0, nan]]", {"lambda/rolling_row/0/x": 1.0}, []),
+        (" 17", {}, ["text without a name"]),
+    ],
+)
+def test_what_else_stands_on_a_line_costs_no_validation(
+    extra: str, lambdas: dict[str, float], unread: list[str]
+) -> None:
+    log = parse(text(extra=extra))
+    assert log.rows[250] == {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954, **lambdas}
+    assert (log.damaged, log.unread) == ([], unread)
+
+
+def test_times_in_seconds_and_losses_of_training() -> None:
+    log = parse(
+        "step:11/3325 train_loss:6.7971 train_time:102ms step_avg:nanms\n"
+        "step:125/3325 val_loss:4.84530 train_time:198.159s step_avg:1585.27ms\n"
+        "step:250/3325 val_loss:4.2 best_val_loss:4.1 train_time:400.5s step_avg:1600.00ms\n"
+        "step:375/3325 val_loss:4.1 train_time:28751step:376/3325\n"
+        "step:500/3325 val_loss:tensor(4.0) train_time:800.5s step_avg:1600.00ms\n"
+    )
+    assert [(row["step"], row["val/loss"], row["train_time_s"]) for row in log.rows.values()] == [
+        (125, 4.8453, 198.159),
+        (250, 4.2, 400.5),
+    ]
+    assert (log.damaged, log.unread) == ([4, 5], ["best_val_loss"])
+
+
 def test_torn_lines_are_counted_with_their_numbers() -> None:
     log = parse("step:1/9 train_time:5ms step_avg:5.0ms\nstep:2/9 val_loss:3.\nother\nstep:3/9 val_loss:2.9 tra")
     assert log.damaged == [2, 4]

@@ -4,25 +4,25 @@ A log is the whole script, a line of 100 `=`, versions and nvidia-smi, another s
 
     step:5550/5550 val_loss:2.919954 train_time:1385433ms step_avg:249.63ms lx:0.828 ls:-0.292
 
-Old ones lack the script, or have `nan` for step_avg. The author of the multi-output article appended lambdas to
-validation lines: ` lx: ls:`, ` x-lambda: lambdas: [..] skip-layers: [..]` and `rolling_lambdas:[[..], ..]`.
+Old ones lack the script, have `nan` for step_avg, or a train_loss on the lines between validations; track 3 counts its
+train_time in seconds. The author of the multi-output article appended lambdas to validation lines: ` lx: ls:`,
+` x-lambda: lambdas: [..] skip-layers: [..]` and `rolling_lambdas:[[..], ..]`.
 """
 
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 RULE = "=" * 100
 _STEP = re.compile(
-    r"step:(\d{1,12})/(\d{1,12})(?: val_loss:(\d+(?:\.\d+)?|nan))? train_time:(\d{1,15}(?:\.\d+)?)ms"
-    r" step_avg:(?:\d+(?:\.\d+)?|nan)ms(.*)",
+    r"step:(\d{1,12})/(\d{1,12})(?: val_loss:(\d+(?:\.\d+)?|nan))?((?: (?!val_loss:)\w+:\S+)*?)"
+    r" train_time:(\d{1,15}(?:\.\d+)?)(ms|s)\b(?: step_avg:(?:\d+(?:\.\d+)?|nan)ms)?(.*)",
     re.ASCII,
 )
-_SINGLE = re.compile(r" lx:(\S+) ls:(\S+)")
-_MULTI = re.compile(r" x-lambda: (\S+) lambdas: (\[.*?\]) skip-layers: (\[.*?\])")
-_ROLLING = re.compile(r" ?rolling_lambdas:(\[.*\])")
+_NAME = re.compile(r"([^\s:\[\]]+):")
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Log:
     """Step of the first validation whose loss was nan."""
     damaged: list[int] = field(default_factory=list)
     """Numbers, from 1, of lines that begin like a step and cannot be read."""
+    unread: list[str] = field(default_factory=list)
+    """Names of what else stands on validation lines, each once: not known, or with a value that cannot be read."""
 
     @property
     def is_log(self) -> bool:
@@ -67,46 +69,59 @@ def parse(text: str) -> Log:
 
 def _step(log: Log, number: int, line: str) -> None:
     found = _STEP.fullmatch(line)
-    extras = _lambdas(found[5]) if found else None
-    if found is None or extras is None:
+    if found is None:
         log.damaged.append(number)
         return
-    step, steps, loss = int(found[1]), int(found[2]), found[3]
+    step, steps, loss, time = int(found[1]), int(found[2]), found[3], float(found[5])
     log.steps = steps
     log.last_step = max(step, log.last_step or 0)
     if loss is None:
         return
-    row: dict[str, Any] = {"step": step, "train_time_s": round(float(found[4]) / 1000, 4)}
+    row: dict[str, Any] = {"step": step, "train_time_s": round(time / 1000 if found[6] == "ms" else time, 4)}
     if math.isfinite(float(loss)):
         row["val/loss"] = float(loss)
     elif log.nan_at is None:
         log.nan_at = step
-    log.rows[step] = row | extras
+    lambdas, unread = _lambdas(found[4] + found[7])
+    log.rows[step] = row | lambdas
+    log.unread += [name for name in unread if name not in log.unread]
 
 
-def _lambdas(text: str) -> dict[str, float] | None:
-    """What stands after step_avg, by our labels; None where it is torn or nothing known."""
-    try:
-        if not text:
-            return {}
-        if found := _SINGLE.fullmatch(text):
-            return _finite({"lambda/x": float(found[1]), "lambda/skip": float(found[2])})
-        if found := _MULTI.fullmatch(text):
-            values, layers = json.loads(found[2]), json.loads(found[3])
-            each = {f"lambda/skip/{int(i)}": float(v) for i, v in zip(layers, values, strict=True)}
-            return _finite({"lambda/x": float(found[1])} | each)
-        if found := _ROLLING.fullmatch(text):
-            pairs = enumerate(json.loads(found[1]))
-            return _finite({f"lambda/rolling_row/{i}/{n}": float(v) for i, p in pairs for n, v in _named(p)})
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        pass
-    return None
+def _lambdas(text: str) -> tuple[dict[str, float], list[str]]:
+    """(lambdas among what else stands on a line, by our labels; names of the rest). A nan in them is a missing one."""
+    values: dict[str, float] = {}
+    for pattern, read in _KNOWN:
+        if found := pattern.search(text):
+            try:
+                values |= {key: value for key, value in read(*found.groups()).items() if math.isfinite(value)}
+            except (ValueError, TypeError, OverflowError, RecursionError):
+                continue
+            text = text[: found.start()] + text[found.end() :]
+    return values, _NAME.findall(text) or (["text without a name"] if text.strip() else [])
 
 
-def _named(pair: Any) -> list[tuple[str, Any]]:
-    """The two of one row; which block the row belongs to, the log does not say."""
-    return list(zip(("x", "skip"), pair, strict=True))
+def _single(x: str, skip: str) -> dict[str, float]:
+    return {"lambda/x": float(x), "lambda/skip": float(skip)}
 
 
-def _finite(values: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if math.isfinite(value)}
+def _multi(x: str, values: str, layers: str) -> dict[str, float]:
+    each = zip(_list(layers), _list(values), strict=True)
+    return {"lambda/x": float(x)} | {f"lambda/skip/{int(layer)}": float(value) for layer, value in each}
+
+
+def _rolling(rows: str) -> dict[str, float]:
+    """Of each row the two; which block the row belongs to, the log does not say."""
+    pairs = [zip(("x", "skip"), pair, strict=True) for pair in _list(rows)]
+    return {f"lambda/rolling_row/{i}/{name}": float(value) for i, pair in enumerate(pairs) for name, value in pair}
+
+
+def _list(text: str) -> list[Any]:
+    """A list as Python prints it, which writes nan and inf where JSON has NaN and Infinity."""
+    return json.loads(text.replace("nan", "NaN").replace("inf", "Infinity"))
+
+
+_KNOWN: list[tuple[re.Pattern[str], Callable[..., dict[str, float]]]] = [
+    (re.compile(r" lx:(\S+) ls:(\S+)"), _single),
+    (re.compile(r" x-lambda: (\S+) lambdas: (\[.*?\]) skip-layers: (\[.*?\])"), _multi),
+    (re.compile(r" ?rolling_lambdas:(\[\[.*?\]\])"), _rolling),
+]

@@ -18,7 +18,7 @@ from skipsweep.rundir import Multirun, RunDir, SweepDir, names_a_folder
 
 @dataclass
 class Imported:
-    """What an import did. Every list names files."""
+    """What an import did."""
 
     runs: list[str] = field(default_factory=list)
     """Runs of the sweep that these files are, in order of arm and file."""
@@ -30,6 +30,8 @@ class Imported:
     """Files with the very content of an earlier one."""
     damaged: list[str] = field(default_factory=list)
     """`file:line` of lines that begin like a step and cannot be read."""
+    unread: list[str] = field(default_factory=list)
+    """`name: file` of what else stands on validation lines and is left out; every name once."""
     kept: list[str] = field(default_factory=list)
     """`file: arm` of files that the sweep has already in another arm than now asked for, and keeps there."""
 
@@ -70,6 +72,7 @@ def import_logs(
             found.unmatched.append(str(path))
         elif (log := _read(multirun, path, label, found, seen)) is not None:
             logs.append(log)
+    found.unread = _unread(logs)
     if not logs:
         raise UserError(f"none of the {len(found.refused) + len(found.unmatched)} file(s) could be imported")
     folder = multirun.sweep(sweep)
@@ -129,6 +132,14 @@ def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: set[s
     seen.add(digest)
     run = multirun.run(f"speedrun-log-{digest[:16]}")
     return _Log(path, arm, run, log, {"from": str(path.absolute()), "sha256": digest})
+
+
+def _unread(logs: list[_Log]) -> list[str]:
+    first: dict[str, Path] = {}
+    for log in logs:
+        for name in log.content.unread:
+            first.setdefault(name, log.path)
+    return [f"{name}: {path}" for name, path in first.items()]
 
 
 def _write_run(found: _Log) -> None:
