@@ -395,8 +395,9 @@ def import_speedrun_log(
     found = import_logs(_multirun(multirun), paths, sweep, arm, baseline, target)
     if as_json:
         return _print_json(asdict(found))
-    typer.echo(f"{len(found.runs)} run(s) in sweep {sweep}")
+    typer.echo(f"{len(found.runs)} run(s) from {found.files} file(s) in sweep {sweep}")
     said = {name: name for name in ("refused", "unmatched", "repeated", "damaged")} | {
+        "several": "with several runs",
         "unread": "unread behind validations",
         "kept": "kept in its earlier arm",
     }

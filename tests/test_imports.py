@@ -40,19 +40,20 @@ def write(path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_a_log_of_the_record(ending: str) -> None:
     log = parse(text().replace("\n", ending))
-    assert log.script == "import torch\nprint0('step:not/this')"
-    assert log.hardware == ["Running PyTorch 2.10", "| H100 |"]
-    assert (log.steps, log.last_step, log.damaged) == (250, 250, [])
-    assert log.rows == {
+    [run] = log.runs
+    assert run.script == "import torch\nprint0('step:not/this')"
+    assert run.hardware == ["Running PyTorch 2.10", "| H100 |"]
+    assert (run.steps, run.last_step, log.damaged) == (250, 250, [])
+    assert run.rows == {
         0: {"step": 0, "train_time_s": 0.0, "val/loss": 10.82584},
         250: {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954},
     }
 
 
 def test_a_log_without_its_script() -> None:
-    log = parse(text(head=""))
-    assert log.script == ""
-    assert log.rows[250]["val/loss"] == 2.919954
+    [run] = parse(text(head="")).runs
+    assert run.script == ""
+    assert run.rows[250]["val/loss"] == 2.919954
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_log_without_its_script() -> None:
     ],
 )
 def test_lambdas_behind_validations(extra: str, expected: dict[str, float]) -> None:
-    row = parse(text(extra=extra)).rows[250]
+    row = parse(text(extra=extra)).runs[0].rows[250]
     assert {key: value for key, value in row.items() if key.startswith("lambda/")} == expected
 
 
@@ -99,7 +100,7 @@ def test_what_else_stands_on_a_line_costs_no_validation(
     extra: str, lambdas: dict[str, float], unread: list[str]
 ) -> None:
     log = parse(text(extra=extra))
-    assert log.rows[250] == {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954, **lambdas}
+    assert log.runs[0].rows[250] == {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954, **lambdas}
     assert (log.damaged, log.unread) == ([], unread)
 
 
@@ -111,7 +112,7 @@ def test_times_in_seconds_and_losses_of_training() -> None:
         "step:375/3325 val_loss:4.1 train_time:28751step:376/3325\n"
         "step:500/3325 val_loss:tensor(4.0) train_time:800.5s step_avg:1600.00ms\n"
     )
-    assert [(row["step"], row["val/loss"], row["train_time_s"]) for row in log.rows.values()] == [
+    assert [(row["step"], row["val/loss"], row["train_time_s"]) for row in log.runs[0].rows.values()] == [
         (125, 4.8453, 198.159),
         (250, 4.2, 400.5),
     ]
@@ -121,7 +122,21 @@ def test_times_in_seconds_and_losses_of_training() -> None:
 def test_torn_lines_are_counted_with_their_numbers() -> None:
     log = parse("step:1/9 train_time:5ms step_avg:5.0ms\nstep:2/9 val_loss:3.\nother\nstep:3/9 val_loss:2.9 tra")
     assert log.damaged == [2, 4]
-    assert log.rows == {}
+    assert log.runs[0].rows == {}
+
+
+def test_a_step_that_falls_back_begins_another_run() -> None:
+    again = "step:0/250 val_loss:10.825840 train_time:0ms step_avg:0.15ms\n"
+    log = parse(
+        again + again + "step:126/250 train_time:5ms step_avg:nanms\n" + text(2.8, head="") + text(2.7, head="")
+    )
+    assert [run.last_step for run in log.runs] == [0, 126, 250, 250]
+    assert [run.rows.get(250, {}).get("val/loss") for run in log.runs] == [None, None, 2.8, 2.7]
+    trains = [f"step:{step}/9 train_time:5ms step_avg:nanms\n" for step in (1, 2, 2, 1, 9)]
+    assert [run.last_step for run in parse("".join(trains)).runs] == [2, 9]
+    log = parse(text(2.9) + text(2.8, head="") + text(2.7))
+    heads = ["import torch\nprint0('step:not/this')"] * 2 + [""]
+    assert [run.script for run in log.runs] == heads, "a script that was started again may be another one"
 
 
 @given(st.text() | st.text(alphabet="step:0123/ val_loss.nmgx[],-=\n\r").map("step:1/2 ".__add__))
@@ -173,6 +188,27 @@ def test_importing_again_changes_nothing_and_more_extends(tmp_path: Path) -> Non
     import_logs(multirun, [write(tmp_path / "arm" / "b.txt", text(2.8))], "old")
     points = json.loads(multirun.sweep("old").plan.read_text())["points"]
     assert [point["key"] for point in points] == [["arm", 0, 0], ["arm", 1, 0]]
+
+
+def test_every_run_of_a_log_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    losses = (2.9, 2.8, 2.7)
+    trials = write(tmp_path / "arm" / "trials.txt", HEAD + "".join(text(loss, head="") for loss in losses))
+    single = write(tmp_path / "arm" / "z.txt", text(2.6))
+    cli.import_speedrun_log([trials, single], "old", multirun=str(multirun.path))
+    said = capsys.readouterr()
+    assert said.out == "4 run(s) from 2 file(s) in sweep old\n"
+    assert said.err == f"1 with several runs: {trials}: 3\n"
+    [arm] = listing.status(multirun, "old").arms
+    assert (arm.done, arm.failed) == (4, 0)
+    names = [point["run"] for point in json.loads(multirun.sweep("old").plan.read_text())["points"]]
+    results = [json.loads(multirun.run(name).result.read_text()) for name in names]
+    assert [(found["imported"]["from"], found["val_loss"]) for found in results] == [
+        (str(trials), 2.9),
+        (f"{trials}#2", 2.8),
+        (f"{trials}#3", 2.7),
+        (str(single), 2.6),
+    ]
 
 
 def test_importing_again_under_another_arm_moves_no_run(tmp_path: Path) -> None:

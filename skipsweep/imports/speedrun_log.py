@@ -26,65 +26,77 @@ _NAME = re.compile(r"([^\s:\[\]]+):")
 
 
 @dataclass
-class Log:
-    """What one log says."""
+class Trace:
+    """One run of a log."""
 
     script: str = ""
-    """The program at the top; empty where the log has none."""
+    """The program at the top; empty where the log has none, or another one may have begun since."""
     hardware: list[str] = field(default_factory=list)
     """Lines between script and steps: versions, nvidia-smi."""
     steps: int | None = None
     """Steps that the run was to take, as its newest line says."""
-    last_step: int | None = None
+    last_step: int = -1
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Step -> step, train_time_s (seconds), val/loss (nats per token; absent where nan), lambda/*; validations only."""
     nan_at: int | None = None
     """Step of the first validation whose loss was nan."""
+
+
+@dataclass
+class Log:
+    """What one log says."""
+
+    runs: list[Trace] = field(default_factory=list)
+    """In order: a script that trains several times, or is started again, goes on in the same log. Empty: no log."""
     damaged: list[int] = field(default_factory=list)
     """Numbers, from 1, of lines that begin like a step and cannot be read."""
     unread: list[str] = field(default_factory=list)
     """Names of what else stands on validation lines, each once: not known, or with a value that cannot be read."""
-
-    @property
-    def is_log(self) -> bool:
-        """Whether there was a readable step line at all."""
-        return self.last_step is not None
 
 
 def parse(text: str) -> Log:
     """Read a log. Raises nothing, whatever the text: what cannot be read is counted in `damaged`."""
     lines = text.split("\n")
     rules = [i for i, line in enumerate(lines) if line.rstrip() == RULE]
-    log = Log()
+    log, head = Log(), {}
     start = 0
     if rules:
-        log.script = "\n".join(line.rstrip("\r") for line in lines[: rules[0]])
         start = rules[1] + 1 if len(rules) > 1 else rules[0] + 1
-        log.hardware = [line.rstrip() for line in lines[rules[0] + 1 : start - 1] if line.strip()]
+        hardware = [line.rstrip() for line in lines[rules[0] + 1 : start - 1] if line.strip()]
+        head = {"script": "\n".join(line.rstrip("\r") for line in lines[: rules[0]]), "hardware": hardware}
     for number, line in enumerate(lines[start:], start + 1):
         if line.startswith("step:"):
-            _step(log, number, line.rstrip())
+            _step(log, number, line.rstrip(), head)
+        elif line.rstrip() == RULE:
+            head = {}  # of a script that was started again, perhaps changed
     return log
 
 
-def _step(log: Log, number: int, line: str) -> None:
+def _step(log: Log, number: int, line: str, head: dict[str, Any]) -> None:
     found = _STEP.fullmatch(line)
     if found is None:
         log.damaged.append(number)
         return
     step, steps, loss, time = int(found[1]), int(found[2]), found[3], float(found[5])
-    log.steps = steps
-    log.last_step = max(step, log.last_step or 0)
+    if not log.runs or _falls_back(log.runs[-1], step, loss):
+        log.runs.append(Trace(**head))
+    run = log.runs[-1]
+    run.steps, run.last_step = steps, step
     if loss is None:
         return
     row: dict[str, Any] = {"step": step, "train_time_s": round(time / 1000 if found[6] == "ms" else time, 4)}
     if math.isfinite(float(loss)):
         row["val/loss"] = float(loss)
-    elif log.nan_at is None:
-        log.nan_at = step
+    elif run.nan_at is None:
+        run.nan_at = step
     lambdas, unread = _lambdas(found[4] + found[7])
-    log.rows[step] = row | lambdas
+    run.rows[step] = row | lambdas
     log.unread += [name for name in unread if name not in log.unread]
+
+
+def _falls_back(run: Trace, step: int, loss: str | None) -> bool:
+    """Whether a line begins another run: its step is below the last one, or it validates before any step once more."""
+    return step < run.last_step or (step == 0 and loss is not None and 0 in run.rows)
 
 
 def _lambdas(text: str) -> tuple[dict[str, float], list[str]]:
