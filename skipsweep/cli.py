@@ -396,7 +396,9 @@ def import_speedrun_log(
     if as_json:
         return _print_json(asdict(found))
     typer.echo(f"{len(found.runs)} run(s) from {found.files} file(s) in sweep {sweep}")
-    said = {name: name for name in ("refused", "unmatched", "repeated", "damaged")} | {
+    said = {name: name for name in ("refused", "unmatched", "damaged")} | {
+        "repeated": "copies, left out",
+        "grown": "grown, in place of what was imported before",
         "several": "with several runs",
         "unread": "unread behind validations",
         "kept": "kept in its earlier arm",

@@ -162,7 +162,7 @@ def test_imported_runs_are_listed_with_their_arms(tmp_path: Path) -> None:
 
     found = import_logs(multirun, [logs], "old", r"/(?P<arm>base|skip)/", target=2.92)
     assert found.refused == [f"{p}: no line `step:S/N ... train_time:T ms`" for p in (empty, rubbish)]
-    assert (found.unmatched, found.repeated) == ([str(stray)], [str(again)])
+    assert (found.unmatched, found.repeated) == ([str(stray)], [f"{again}: {logs / 'skip' / '001_x.txt'}"])
 
     status = listing.status(multirun, "old")
     assert status.counts == {"done": 4}
@@ -209,6 +209,74 @@ def test_every_run_of_a_log_is_imported(tmp_path: Path, capsys: pytest.CaptureFi
         (f"{trials}#3", 2.7),
         (str(single), 2.6),
     ]
+
+
+def test_another_guise_of_a_run_is_no_second_run(tmp_path: Path) -> None:
+    multirun, folder = Multirun(tmp_path / "multirun"), tmp_path / "arm"
+    log = write(folder / "a.txt", text(extra=" lx:0.5 ls:0.1"))
+    console = write(folder / "console.log", "W1129 compiling\n" + text(head="").replace("step:126", "the step:126"))
+    crlf = write(folder / "crlf.txt", text().replace("\n", "\r\n"))
+    other = write(folder / "other.txt", text(2.92))
+    found = import_logs(multirun, [folder], "old")
+    assert found.repeated == [f"{console}: {log}", f"{crlf}: {log}"]
+    assert len(found.runs) == 2
+    assert import_logs(multirun, [console, other], "old").runs == found.runs
+    assert listing.status(multirun, "old").counts == {"done": 2}
+
+
+def test_runs_that_ended_early_are_told_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / "arm" / f"{name}.txt", text(head=f"{name}\n").split("step:126")[0])
+    found = import_logs(Multirun(tmp_path / "multirun"), [tmp_path / "arm"], "old")
+    assert (len(set(found.runs)), found.repeated) == (2, [])
+
+
+@pytest.mark.parametrize("cut", [" val_loss:10.8", "step:126", "step:250"])
+def test_a_log_that_has_grown_takes_the_place_of_what_was_imported_of_it(tmp_path: Path, cut: str) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    first = "step:0/250 train_time:0ms step_avg:nanms\n"
+    log = write(tmp_path / "arm" / "a.txt", first + text(head="").split(cut)[0])
+    write(log.with_name("b.txt"), text(2.8))
+    before = import_logs(multirun, [log.parent], "old").runs
+    import_logs(multirun, [log], "other")
+    write(log, first + text(head=""))
+    found = import_logs(multirun, [log], "old")
+    assert found.grown == [str(log)]
+    points = json.loads(multirun.sweep("old").plan.read_text())["points"]
+    assert [(point["key"], point["run"]) for point in points] == [
+        (["arm", 0, 0], found.runs[0]),
+        (["arm", 1, 0], before[1]),
+    ]
+    assert listing.status(multirun, "old").counts == {"done": 2}
+    assert set(multirun.run(before[0]).read_serves()) == {"other"}, "another sweep keeps what it has"
+    assert import_logs(multirun, [log], "other").runs == found.runs
+    assert not multirun.run(before[0]).path.exists()
+    write(log, first + text(head="").split("step:126")[0])
+    assert import_logs(multirun, [log], "old").runs == found.runs, "cut again: what was known stays"
+
+
+def test_what_another_log_still_says_is_not_replaced(tmp_path: Path) -> None:
+    multirun, log = Multirun(tmp_path / "multirun"), tmp_path / "arm" / "a.txt"
+    cut = text(end=300).split("step:300")[0] + text(end=200, head="").splitlines(keepends=True)[2]
+    import_logs(multirun, [write(log, cut)], "old")
+    write(log, cut + text(head="").splitlines(keepends=True)[2])
+    found = import_logs(multirun, [log, write(log.with_name("b.txt"), cut)], "old")
+    assert found.grown == []
+    assert listing.status(multirun, "old").counts == {"done": 2}
+
+
+def test_two_runs_that_become_one_leave_no_key_twice(tmp_path: Path) -> None:
+    multirun, a = Multirun(tmp_path / "multirun"), tmp_path / "arm" / "a.txt"
+    write(a, text().split("step:126")[0])
+    write(a.with_name("b.txt"), text())
+    write(a.with_name("c.txt"), text(2.8))
+    import_logs(multirun, [a.parent], "old")
+    write(a, text())
+    write(a.with_name("d.txt"), text(2.7))
+    import_logs(multirun, [a, a.with_name("d.txt")], "old")
+    points = json.loads(multirun.sweep("old").plan.read_text())["points"]
+    assert [point["key"][1] for point in points] == [0, 2, 3]
+    assert len({point["run"] for point in points}) == 3
 
 
 def test_importing_again_under_another_arm_moves_no_run(tmp_path: Path) -> None:

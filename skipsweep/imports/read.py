@@ -1,6 +1,7 @@
 """Files and folders to the runs that can be imported from them; what cannot be is named. Writes nothing."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,9 @@ class Imported:
     unmatched: list[str] = field(default_factory=list)
     """Files whose path the arm's expression does not match."""
     repeated: list[str] = field(default_factory=list)
-    """Files with the very content of an earlier one."""
+    """`file: earlier file` of which it is a copy and left out: the same steps, losses and times."""
+    grown: list[str] = field(default_factory=list)
+    """Files that have grown since: their runs stand in the place of the earlier ones."""
     damaged: list[str] = field(default_factory=list)
     """`file:line` of lines that begin like a step and cannot be read."""
     unread: list[str] = field(default_factory=list)
@@ -47,6 +50,8 @@ class LogRun:
     trace: speedrun_log.Trace
     source: dict[str, str]
     """Where it is from: the absolute name, and the hash of the file."""
+    replaces: tuple[str, ...] = ()
+    """Runs of the sweep that this one goes on with: the same file, imported before it had grown."""
 
 
 def read(multirun: Multirun, paths: Sequence[Path], arm: str | None, found: Imported) -> list[LogRun]:
@@ -56,7 +61,7 @@ def read(multirun: Multirun, paths: Sequence[Path], arm: str | None, found: Impo
     """
     pattern = _compile(arm)
     runs: list[LogRun] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for path in _walk(paths):
         label = _arm_of(path, pattern)
         if label is None:
@@ -97,7 +102,7 @@ def _arm_of(path: Path, pattern: re.Pattern[str] | None) -> str | None:
     return (hit["arm"] if "arm" in pattern.groupindex else hit[1]) or None if hit else None
 
 
-def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: set[str]) -> Iterator[LogRun]:
+def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: dict[str, str]) -> Iterator[LogRun]:
     try:
         content = path.read_bytes()
     except OSError as problem:
@@ -114,12 +119,21 @@ def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: set[s
     if len(log.runs) > 1:
         found.several.append(f"{path}: {len(log.runs)}")
     digest = hashlib.sha256(content).hexdigest()
-    if digest in seen:
-        found.repeated.append(str(path))
-        return
-    seen.add(digest)
     for number, trace in enumerate(log.runs, 1):
         mark = f"#{number}" if number > 1 else ""
-        identity = digest if number == 1 else hashlib.sha256(f"{digest}{mark}".encode()).hexdigest()
+        name, identity = f"{path}{mark}", _identity(trace, digest + mark)
+        if identity in seen:
+            found.repeated.append(f"{name}: {seen[identity]}")
+            continue
+        seen[identity] = name
         run = multirun.run(f"speedrun-log-{identity[:16]}")
-        yield LogRun(f"{path}{mark}", arm, run, trace, {"from": f"{path.absolute()}{mark}", "sha256": digest})
+        yield LogRun(name, arm, run, trace, {"from": f"{path.absolute()}{mark}", "sha256": digest})
+
+
+def _identity(trace: speedrun_log.Trace, place: str) -> str:
+    """Hash of the validations: what a console printed, or a copy with other line ends, is the same run.
+
+    Every run begins alike, so below two validations its `place` tells it from others.
+    """
+    rows = trace.readings
+    return hashlib.sha256(json.dumps(rows if len(rows) > 1 else place).encode()).hexdigest()

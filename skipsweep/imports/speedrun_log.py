@@ -12,7 +12,7 @@ train_time in seconds. The author of the multi-output article appended lambdas t
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ _STEP = re.compile(
     re.ASCII,
 )
 _NAME = re.compile(r"([^\s:\[\]]+):")
+Reading = tuple[int, float | None, float]
+"""A validation: step, loss (nats per token; None: nan), training time (seconds)."""
 
 
 @dataclass
@@ -41,6 +43,11 @@ class Trace:
     nan_at: int | None = None
     """Step of the first validation whose loss was nan."""
 
+    @property
+    def readings(self) -> list[Reading]:
+        """What the validations say, in order of steps."""
+        return readings(self.rows.values())
+
 
 @dataclass
 class Log:
@@ -52,6 +59,11 @@ class Log:
     """Numbers, from 1, of lines that begin like a step and cannot be read."""
     unread: list[str] = field(default_factory=list)
     """Names of what else stands on validation lines, each once: not known, or with a value that cannot be read."""
+
+
+def readings(rows: Iterable[dict[str, Any]]) -> list[Reading]:
+    """What rows of validations say, lambdas aside: equal for two guises of one run."""
+    return [(row["step"], row.get("val/loss"), row["train_time_s"]) for row in rows]
 
 
 def parse(text: str) -> Log:

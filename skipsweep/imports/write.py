@@ -1,6 +1,8 @@
 """Runs of parsed logs into run folders and a sweep marked as imported. What a log does not say is left out."""
 
+import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,15 +32,53 @@ def import_logs(
     if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
     found = Imported()
-    logs = read(multirun, paths, arm, found)
     folder = multirun.sweep(sweep)
+    logs = _beside_earlier(multirun, folder, read(multirun, paths, arm, found))
     _document(folder, logs, baseline, target)  # refuses what is wrong before anything is written
     for log in logs:
         _write_run(log)
     points = _write_sweep(folder, logs, baseline, target)
+    for name in (name for log in logs for name in log.replaces):
+        _retire(multirun.run(name), sweep)
+    found.grown = [log.name for log in logs if log.replaces]
     found.kept = [f"{log.name}: {points[log.run.name]}" for log in logs if points[log.run.name] != log.arm]
     found.runs = [log.run.name for log in logs]
     return found
+
+
+def _beside_earlier(multirun: Multirun, folder: SweepDir, logs: list[LogRun]) -> list[LogRun]:
+    """These runs as the sweep is to have them: one whose log has grown takes the place of what was imported of it, and
+    one whose log was cut since stays what it was."""
+    earlier: dict[str, list[RunDir]] = {}
+    for point in (files.read_json(folder.plan) or {}).get("points", []):
+        run = multirun.run(point["run"])
+        source = (files.read_json(run.identity) or {}).get("imported") or {}
+        if isinstance(source, dict) and "from" in source:
+            earlier.setdefault(source["from"], []).append(run)
+    present = {log.run.name for log in logs}
+    return [_beside(log, earlier.get(log.source["from"], []), present) for log in logs]
+
+
+def _beside(log: LogRun, earlier: list[RunDir], present: set[str]) -> LogRun:
+    own, replaced = log.trace.readings, []
+    for run in earlier:
+        known = speedrun_log.readings(run.read_metrics())
+        if len(known) > len(own) and known[: len(own)] == own:
+            return dataclasses.replace(log, run=run)
+        if run.name not in present and own[: len(known)] == known:
+            replaced.append(run.name)
+    return dataclasses.replace(log, replaces=tuple(replaced))
+
+
+def _retire(run: RunDir, sweep: str) -> None:
+    """Take a run that has been replaced out of a sweep, and remove it where no other sweep has it."""
+    if not run.path.exists():
+        return
+    with files.locked(run.path):
+        others = {name: points for name, points in run.read_serves().items() if name != sweep}
+        files.write_json(run.serves, others, durable=False)
+    if not others:
+        shutil.rmtree(run.path)
 
 
 def _write_run(found: LogRun) -> None:
@@ -127,15 +167,20 @@ def _document(folder: SweepDir, logs: list[LogRun], baseline: str | None, target
 
 
 def _points(known: list[dict[str, Any]], logs: list[LogRun]) -> list[dict[str, Any]]:
-    """Those known and, of the new, the runs not yet among them.
+    """Those known, replaced runs by what they have become, and of the new the runs not yet among them.
 
     The seed in a key is the order within the arm and nothing else: speedruns set no seed, so equal ones pair nothing.
     """
-    points = list(known)
-    runs = {point["run"] for point in points}
+    become = {old: log.run.name for log in logs for old in log.replaces}
+    runs: dict[str, dict[str, Any]] = {}
+    for point in known:
+        name: str = point["run"]
+        run = become.get(name, name)
+        runs.setdefault(run, {**point, "run": run})
+    points = list(runs.values())
     for log in logs:
         if log.run.name not in runs:
-            order = sum(point["key"][0] == log.arm for point in points)
+            order = 1 + max((point["key"][1] for point in points if point["key"][0] == log.arm), default=-1)
             empty = {"overrides": [], "sources": [], "ordering": None, "tags": []}
             points.append({"key": [log.arm, order, 0], "run": log.run.name, **empty})
     return points
