@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -311,10 +312,12 @@ def test_runs_without_a_final_loss_are_failed(tmp_path: Path) -> None:
         ({"sweep": "../x"}, "cannot name a folder"),
         ({"arm": "("}, "no regular expression"),
         ({"arm": "a"}, "has no group"),
+        ({"target": float("nan")}, "--target nan is no loss"),
+        ({"target": float("-inf")}, "--target -inf is no loss"),
         ({"baseline": "nobody"}, "is no arm; valid: arm"),
     ],
 )
-def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     log = write(tmp_path / "arm" / "a.txt", text())
     with pytest.raises(UserError, match=message):
         import_logs(Multirun(tmp_path / "multirun"), [log], **{"sweep": "old", **arguments})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ def import_logs(
     """
     if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
+    if target is not None and not math.isfinite(target):
+        raise UserError(f"--target {target} is no loss; valid: a finite number, in nats per token")
     found = Imported()
     folder = multirun.sweep(sweep)
     logs = _beside_earlier(multirun, folder, read(multirun, paths, arm, found))
