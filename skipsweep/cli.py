@@ -404,9 +404,13 @@ def import_speedrun_log(
     found = import_logs(_multirun(multirun), paths, sweep, arm, baseline, target)
     if as_json:
         return _print_json(asdict(found))
-    typer.echo(f"{len(found.runs)} run(s) in sweep {sweep}")
-    said = {name: name for name in ("refused", "unmatched", "repeated", "damaged")} | {
-        "kept": "kept in its earlier arm"
+    typer.echo(f"{len(found.runs)} run(s) from {found.files} file(s) in sweep {sweep}")
+    said = {name: name for name in ("refused", "unmatched", "damaged")} | {
+        "repeated": "copies, left out",
+        "grown": "grown, in place of what was imported before",
+        "several": "with several runs",
+        "unread": "unread behind validations",
+        "kept": "kept in its earlier arm",
     }
     for what, text in said.items():
         names = getattr(found, what)

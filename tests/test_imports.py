@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -40,19 +41,20 @@ def write(path: Path, content: str | bytes) -> Path:
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_a_log_of_the_record(ending: str) -> None:
     log = parse(text().replace("\n", ending))
-    assert log.script == "import torch\nprint0('step:not/this')"
-    assert log.hardware == ["Running PyTorch 2.10", "| H100 |"]
-    assert (log.steps, log.last_step, log.damaged) == (250, 250, [])
-    assert log.rows == {
+    [run] = log.runs
+    assert run.script == "import torch\nprint0('step:not/this')"
+    assert run.hardware == ["Running PyTorch 2.10", "| H100 |"]
+    assert (run.steps, run.last_step, log.damaged) == (250, 250, [])
+    assert run.rows == {
         0: {"step": 0, "train_time_s": 0.0, "val/loss": 10.82584},
         250: {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954},
     }
 
 
 def test_a_log_without_its_script() -> None:
-    log = parse(text(head=""))
-    assert log.script == ""
-    assert log.rows[250]["val/loss"] == 2.919954
+    [run] = parse(text(head="")).runs
+    assert run.script == ""
+    assert run.rows[250]["val/loss"] == 2.919954
 
 
 @pytest.mark.parametrize(
@@ -75,14 +77,67 @@ def test_a_log_without_its_script() -> None:
     ],
 )
 def test_lambdas_behind_validations(extra: str, expected: dict[str, float]) -> None:
-    row = parse(text(extra=extra)).rows[250]
+    row = parse(text(extra=extra)).runs[0].rows[250]
     assert {key: value for key, value in row.items() if key.startswith("lambda/")} == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "lambdas", "unread"),
+    [
+        (" mfu:3.06%", {}, ["mfu"]),
+        (" lx:0.5 ls:-0.25 tok/s:123", {"lambda/x": 0.5, "lambda/skip": -0.25}, ["tok/s"]),
+        (" lx:tensor(0.779) ls:0.1", {}, ["lx", "ls"]),
+        (
+            " x-lambda: nan lambdas: [0.5, nan, -inf] skip-layers: [11, 10, 9]",
+            {"lambda/skip/11": 0.5},
+            [],
+        ),
+        (" x-lambda: 0.7 lambdas: [0.01, -0.3", {}, ["x-lambda", "lambdas"]),
+        ("rolling_lambdas:[[1.0, nan]]", {"lambda/rolling_row/0/x": 1.0}, []),
+        (" 17", {}, ["text without a name"]),
+    ],
+)
+def test_what_else_stands_on_a_line_costs_no_validation(
+    extra: str, lambdas: dict[str, float], unread: list[str]
+) -> None:
+    log = parse(text(extra=extra))
+    assert log.runs[0].rows[250] == {"step": 250, "train_time_s": 1385.433, "val/loss": 2.919954, **lambdas}
+    assert (log.damaged, log.unread) == ([], unread)
+
+
+def test_times_in_seconds_and_losses_of_training() -> None:
+    log = parse(
+        "step:11/3325 train_loss:6.7971 train_time:102ms step_avg:nanms\n"
+        "step:125/3325 val_loss:4.84530 train_time:198.159s step_avg:1585.27ms\n"
+        "step:250/3325 val_loss:4.2 best_val_loss:4.1 train_time:400.5s step_avg:1600.00ms\n"
+        "step:375/3325 val_loss:4.1 train_time:28751step:376/3325\n"
+        "step:500/3325 val_loss:tensor(4.0) train_time:800.5s step_avg:1600.00ms\n"
+    )
+    assert [(row["step"], row["val/loss"], row["train_time_s"]) for row in log.runs[0].rows.values()] == [
+        (125, 4.8453, 198.159),
+        (250, 4.2, 400.5),
+    ]
+    assert (log.damaged, log.unread) == ([4, 5], ["best_val_loss"])
 
 
 def test_torn_lines_are_counted_with_their_numbers() -> None:
     log = parse("step:1/9 train_time:5ms step_avg:5.0ms\nstep:2/9 val_loss:3.\nother\nstep:3/9 val_loss:2.9 tra")
     assert log.damaged == [2, 4]
-    assert log.rows == {}
+    assert log.runs[0].rows == {}
+
+
+def test_a_step_that_falls_back_begins_another_run() -> None:
+    again = "step:0/250 val_loss:10.825840 train_time:0ms step_avg:0.15ms\n"
+    log = parse(
+        again + again + "step:126/250 train_time:5ms step_avg:nanms\n" + text(2.8, head="") + text(2.7, head="")
+    )
+    assert [run.last_step for run in log.runs] == [0, 126, 250, 250]
+    assert [run.rows.get(250, {}).get("val/loss") for run in log.runs] == [None, None, 2.8, 2.7]
+    trains = [f"step:{step}/9 train_time:5ms step_avg:nanms\n" for step in (1, 2, 2, 1, 9)]
+    assert [run.last_step for run in parse("".join(trains)).runs] == [2, 9]
+    log = parse(text(2.9) + text(2.8, head="") + text(2.7))
+    heads = ["import torch\nprint0('step:not/this')"] * 2 + [""]
+    assert [run.script for run in log.runs] == heads, "a script that was started again may be another one"
 
 
 @given(st.text() | st.text(alphabet="step:0123/ val_loss.nmgx[],-=\n\r").map("step:1/2 ".__add__))
@@ -108,7 +163,7 @@ def test_imported_runs_are_listed_with_their_arms(tmp_path: Path) -> None:
 
     found = import_logs(multirun, [logs], "old", r"/(?P<arm>base|skip)/", target=2.92)
     assert found.refused == [f"{p}: no line `step:S/N ... train_time:T ms`" for p in (empty, rubbish)]
-    assert (found.unmatched, found.repeated) == ([str(stray)], [str(again)])
+    assert (found.unmatched, found.repeated) == ([str(stray)], [f"{again}: {logs / 'skip' / '001_x.txt'}"])
 
     status = listing.status(multirun, "old")
     assert status.counts == {"done": 4}
@@ -134,6 +189,95 @@ def test_importing_again_changes_nothing_and_more_extends(tmp_path: Path) -> Non
     import_logs(multirun, [write(tmp_path / "arm" / "b.txt", text(2.8))], "old")
     points = json.loads(multirun.sweep("old").plan.read_text())["points"]
     assert [point["key"] for point in points] == [["arm", 0, 0], ["arm", 1, 0]]
+
+
+def test_every_run_of_a_log_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    losses = (2.9, 2.8, 2.7)
+    trials = write(tmp_path / "arm" / "trials.txt", HEAD + "".join(text(loss, head="") for loss in losses))
+    single = write(tmp_path / "arm" / "z.txt", text(2.6))
+    cli.import_speedrun_log([trials, single], "old", multirun=str(multirun.path))
+    said = capsys.readouterr()
+    assert said.out == "4 run(s) from 2 file(s) in sweep old\n"
+    assert said.err == f"1 with several runs: {trials}: 3\n"
+    [arm] = listing.status(multirun, "old").arms
+    assert (arm.done, arm.failed) == (4, 0)
+    names = [point["run"] for point in json.loads(multirun.sweep("old").plan.read_text())["points"]]
+    results = [json.loads(multirun.run(name).result.read_text()) for name in names]
+    assert [(found["imported"]["from"], found["val_loss"]) for found in results] == [
+        (str(trials), 2.9),
+        (f"{trials}#2", 2.8),
+        (f"{trials}#3", 2.7),
+        (str(single), 2.6),
+    ]
+
+
+def test_another_guise_of_a_run_is_no_second_run(tmp_path: Path) -> None:
+    multirun, folder = Multirun(tmp_path / "multirun"), tmp_path / "arm"
+    log = write(folder / "a.txt", text(extra=" lx:0.5 ls:0.1"))
+    console = write(folder / "console.log", "W1129 compiling\n" + text(head="").replace("step:126", "the step:126"))
+    crlf = write(folder / "crlf.txt", text().replace("\n", "\r\n"))
+    other = write(folder / "other.txt", text(2.92))
+    found = import_logs(multirun, [folder], "old")
+    assert found.repeated == [f"{console}: {log}", f"{crlf}: {log}"]
+    assert len(found.runs) == 2
+    assert import_logs(multirun, [console, other], "old").runs == found.runs
+    assert listing.status(multirun, "old").counts == {"done": 2}
+
+
+def test_runs_that_ended_early_are_told_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / "arm" / f"{name}.txt", text(head=f"{name}\n").split("step:126")[0])
+    found = import_logs(Multirun(tmp_path / "multirun"), [tmp_path / "arm"], "old")
+    assert (len(set(found.runs)), found.repeated) == (2, [])
+
+
+@pytest.mark.parametrize("cut", [" val_loss:10.8", "step:126", "step:250"])
+def test_a_log_that_has_grown_takes_the_place_of_what_was_imported_of_it(tmp_path: Path, cut: str) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    first = "step:0/250 train_time:0ms step_avg:nanms\n"
+    log = write(tmp_path / "arm" / "a.txt", first + text(head="").split(cut)[0])
+    write(log.with_name("b.txt"), text(2.8))
+    before = import_logs(multirun, [log.parent], "old").runs
+    import_logs(multirun, [log], "other")
+    write(log, first + text(head=""))
+    found = import_logs(multirun, [log], "old")
+    assert found.grown == [str(log)]
+    points = json.loads(multirun.sweep("old").plan.read_text())["points"]
+    assert [(point["key"], point["run"]) for point in points] == [
+        (["arm", 0, 0], found.runs[0]),
+        (["arm", 1, 0], before[1]),
+    ]
+    assert listing.status(multirun, "old").counts == {"done": 2}
+    assert set(multirun.run(before[0]).read_serves()) == {"other"}, "another sweep keeps what it has"
+    assert import_logs(multirun, [log], "other").runs == found.runs
+    assert not multirun.run(before[0]).path.exists()
+    write(log, first + text(head="").split("step:126")[0])
+    assert import_logs(multirun, [log], "old").runs == found.runs, "cut again: what was known stays"
+
+
+def test_what_another_log_still_says_is_not_replaced(tmp_path: Path) -> None:
+    multirun, log = Multirun(tmp_path / "multirun"), tmp_path / "arm" / "a.txt"
+    cut = text(end=300).split("step:300")[0] + text(end=200, head="").splitlines(keepends=True)[2]
+    import_logs(multirun, [write(log, cut)], "old")
+    write(log, cut + text(head="").splitlines(keepends=True)[2])
+    found = import_logs(multirun, [log, write(log.with_name("b.txt"), cut)], "old")
+    assert found.grown == []
+    assert listing.status(multirun, "old").counts == {"done": 2}
+
+
+def test_two_runs_that_become_one_leave_no_key_twice(tmp_path: Path) -> None:
+    multirun, a = Multirun(tmp_path / "multirun"), tmp_path / "arm" / "a.txt"
+    write(a, text().split("step:126")[0])
+    write(a.with_name("b.txt"), text())
+    write(a.with_name("c.txt"), text(2.8))
+    import_logs(multirun, [a.parent], "old")
+    write(a, text())
+    write(a.with_name("d.txt"), text(2.7))
+    import_logs(multirun, [a, a.with_name("d.txt")], "old")
+    points = json.loads(multirun.sweep("old").plan.read_text())["points"]
+    assert [point["key"][1] for point in points] == [0, 2, 3]
+    assert len({point["run"] for point in points}) == 3
 
 
 def test_importing_again_under_another_arm_moves_no_run(tmp_path: Path) -> None:
@@ -168,10 +312,12 @@ def test_runs_without_a_final_loss_are_failed(tmp_path: Path) -> None:
         ({"sweep": "../x"}, "cannot name a folder"),
         ({"arm": "("}, "no regular expression"),
         ({"arm": "a"}, "has no group"),
+        ({"target": float("nan")}, "--target nan is no loss"),
+        ({"target": float("-inf")}, "--target -inf is no loss"),
         ({"baseline": "nobody"}, "is no arm; valid: arm"),
     ],
 )
-def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     log = write(tmp_path / "arm" / "a.txt", text())
     with pytest.raises(UserError, match=message):
         import_logs(Multirun(tmp_path / "multirun"), [log], **{"sweep": "old", **arguments})

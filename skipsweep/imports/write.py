@@ -1,48 +1,19 @@
-"""Parsed logs into run folders and a sweep marked as imported. What a log does not say is left out."""
+"""Runs of parsed logs into run folders and a sweep marked as imported. What a log does not say is left out."""
 
-import hashlib
+import dataclasses
 import json
-import os
-import re
+import math
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from skipsweep import files
 from skipsweep.errors import UserError
 from skipsweep.imports import speedrun_log
+from skipsweep.imports.read import Imported, LogRun, read
 from skipsweep.rundir import Multirun, RunDir, SweepDir, names_a_folder
-
-
-@dataclass
-class Imported:
-    """What an import did. Every list names files."""
-
-    runs: list[str] = field(default_factory=list)
-    """Runs of the sweep that these files are, in order of arm and file."""
-    refused: list[str] = field(default_factory=list)
-    """No speedrun log, or not readable."""
-    unmatched: list[str] = field(default_factory=list)
-    """Files whose path the arm's expression does not match."""
-    repeated: list[str] = field(default_factory=list)
-    """Files with the very content of an earlier one."""
-    damaged: list[str] = field(default_factory=list)
-    """`file:line` of lines that begin like a step and cannot be read."""
-    kept: list[str] = field(default_factory=list)
-    """`file: arm` of files that the sweep has already in another arm than now asked for, and keeps there."""
-
-
-@dataclass(frozen=True)
-class _Log:
-    """A file that can be imported."""
-
-    path: Path
-    arm: str
-    run: RunDir
-    content: speedrun_log.Log
-    source: dict[str, str]
 
 
 def import_logs(
@@ -61,79 +32,61 @@ def import_logs(
     """
     if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
-    pattern = _compile(arm)
-    found, logs = Imported(), []
-    seen: set[str] = set()
-    for path in _walk(paths):
-        label = _arm_of(path, pattern)
-        if label is None:
-            found.unmatched.append(str(path))
-        elif (log := _read(multirun, path, label, found, seen)) is not None:
-            logs.append(log)
-    if not logs:
-        raise UserError(f"none of the {len(found.refused) + len(found.unmatched)} file(s) could be imported")
+    if target is not None and not math.isfinite(target):
+        raise UserError(f"--target {target} is no loss; valid: a finite number, in nats per token")
+    found = Imported()
     folder = multirun.sweep(sweep)
+    logs = _beside_earlier(multirun, folder, read(multirun, paths, arm, found))
     _document(folder, logs, baseline, target)  # refuses what is wrong before anything is written
     for log in logs:
         _write_run(log)
     points = _write_sweep(folder, logs, baseline, target)
-    found.kept = [f"{log.path}: {points[log.run.name]}" for log in logs if points[log.run.name] != log.arm]
+    for name in (name for log in logs for name in log.replaces):
+        _retire(multirun.run(name), sweep)
+    found.grown = [log.name for log in logs if log.replaces]
+    found.kept = [f"{log.name}: {points[log.run.name]}" for log in logs if points[log.run.name] != log.arm]
     found.runs = [log.run.name for log in logs]
     return found
 
 
-def _compile(arm: str | None) -> re.Pattern[str] | None:
-    try:
-        pattern = re.compile(arm) if arm is not None else None
-    except re.error as problem:
-        raise UserError(f"--arm {arm!r} is no regular expression: {problem}") from problem
-    if pattern is not None and not pattern.groups:
-        raise UserError(f"--arm {arm!r} has no group; put the part that names the arm in parentheses")
-    return pattern
+def _beside_earlier(multirun: Multirun, folder: SweepDir, logs: list[LogRun]) -> list[LogRun]:
+    """These runs as the sweep is to have them: one whose log has grown takes the place of what was imported of it, and
+    one whose log was cut since stays what it was."""
+    earlier: dict[str, list[RunDir]] = {}
+    for point in (files.read_json(folder.plan) or {}).get("points", []):
+        run = multirun.run(point["run"])
+        source = (files.read_json(run.identity) or {}).get("imported") or {}
+        if isinstance(source, dict) and "from" in source:
+            earlier.setdefault(source["from"], []).append(run)
+    present = {log.run.name for log in logs}
+    return [_beside(log, earlier.get(log.source["from"], []), present) for log in logs]
 
 
-def _walk(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"no file or folder {path}")
-        if not path.is_dir():
-            yield path
-            continue
-        for folder, below, names in os.walk(path):
-            below.sort()
-            yield from (Path(folder, n) for n in sorted(names) if n.endswith((".txt", ".log")))
+def _beside(log: LogRun, earlier: list[RunDir], present: set[str]) -> LogRun:
+    own, replaced = log.trace.readings, []
+    for run in earlier:
+        known = speedrun_log.readings(run.read_metrics())
+        if len(known) > len(own) and known[: len(own)] == own:
+            return dataclasses.replace(log, run=run)
+        if run.name not in present and own[: len(known)] == known:
+            replaced.append(run.name)
+    return dataclasses.replace(log, replaces=tuple(replaced))
 
 
-def _arm_of(path: Path, pattern: re.Pattern[str] | None) -> str | None:
-    if pattern is None:
-        return path.absolute().parent.name or None
-    hit = pattern.search(str(path))
-    return (hit["arm"] if "arm" in pattern.groupindex else hit[1]) or None if hit else None
+def _retire(run: RunDir, sweep: str) -> None:
+    """Take a run that has been replaced out of a sweep, and remove it where no other sweep has it."""
+    if not run.path.exists():
+        return
+    with files.locked(run.path):
+        others = {name: points for name, points in run.read_serves().items() if name != sweep}
+        files.write_json(run.serves, others, durable=False)
+    if not others:
+        shutil.rmtree(run.path)
 
 
-def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: set[str]) -> _Log | None:
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        found.refused.append(f"{path}: {problem.strerror}")
-        return None
-    log = speedrun_log.parse(content.decode(errors="replace"))
-    if not log.is_log:
-        found.refused.append(f"{path}: no line `step:S/N ... train_time:T ms`")
-        return None
-    found.damaged += [f"{path}:{line}" for line in log.damaged]
-    digest = hashlib.sha256(content).hexdigest()
-    if digest in seen:
-        found.repeated.append(str(path))
-        return None
-    seen.add(digest)
-    run = multirun.run(f"speedrun-log-{digest[:16]}")
-    return _Log(path, arm, run, log, {"from": str(path.absolute()), "sha256": digest})
-
-
-def _write_run(found: _Log) -> None:
+def _write_run(found: LogRun) -> None:
     """Write the folder, status last; an earlier import of the same content stands as it is."""
-    run, log, source = found.run, found.content, found.source
+    run, log, source = found.run, found.trace, found.source
     run.path.mkdir(parents=True, exist_ok=True)
     with files.locked(run.path):
         if run.status.exists():
@@ -153,7 +106,7 @@ def _write_run(found: _Log) -> None:
         run.write_status("done", durable=False, imported=source)
 
 
-def _failure(log: speedrun_log.Log) -> dict[str, Any] | None:
+def _failure(log: speedrun_log.Trace) -> dict[str, Any] | None:
     """Why the run has no final loss, where it has none."""
     if log.nan_at is not None:
         return {"cause": "nan", "message": f"val_loss is nan at step {log.nan_at}"}
@@ -178,7 +131,7 @@ def _result(run: RunDir, curve: list[dict[str, Any]], source: dict[str, str]) ->
     }
 
 
-def _write_sweep(folder: SweepDir, logs: list[_Log], baseline: str | None, target: float | None) -> dict[str, str]:
+def _write_sweep(folder: SweepDir, logs: list[LogRun], baseline: str | None, target: float | None) -> dict[str, str]:
     """Write plan.json, and to every run which arm it serves; returns run -> arm."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.path):
@@ -190,7 +143,7 @@ def _write_sweep(folder: SweepDir, logs: list[_Log], baseline: str | None, targe
     return arms
 
 
-def _document(folder: SweepDir, logs: list[_Log], baseline: str | None, target: float | None) -> dict[str, Any]:
+def _document(folder: SweepDir, logs: list[LogRun], baseline: str | None, target: float | None) -> dict[str, Any]:
     """plan.json with these logs added. Raises UserError for a launched sweep, and a baseline that is no arm."""
     before = files.read_json(folder.plan) or {}
     if before and not before.get("imported"):
@@ -216,16 +169,21 @@ def _document(folder: SweepDir, logs: list[_Log], baseline: str | None, target: 
     }
 
 
-def _points(known: list[dict[str, Any]], logs: list[_Log]) -> list[dict[str, Any]]:
-    """Those known and, of the new, the runs not yet among them.
+def _points(known: list[dict[str, Any]], logs: list[LogRun]) -> list[dict[str, Any]]:
+    """Those known, replaced runs by what they have become, and of the new the runs not yet among them.
 
     The seed in a key is the order within the arm and nothing else: speedruns set no seed, so equal ones pair nothing.
     """
-    points = list(known)
-    runs = {point["run"] for point in points}
+    become = {old: log.run.name for log in logs for old in log.replaces}
+    runs: dict[str, dict[str, Any]] = {}
+    for point in known:
+        name: str = point["run"]
+        run = become.get(name, name)
+        runs.setdefault(run, {**point, "run": run})
+    points = list(runs.values())
     for log in logs:
         if log.run.name not in runs:
-            order = sum(point["key"][0] == log.arm for point in points)
+            order = 1 + max((point["key"][1] for point in points if point["key"][0] == log.arm), default=-1)
             empty = {"overrides": [], "sources": [], "ordering": None, "tags": []}
             points.append({"key": [log.arm, order, 0], "run": log.run.name, **empty})
     return points
