@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipsweep import files, provenance
+from skipsweep import files, lease, provenance
 from skipsweep.config import Compute
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
@@ -77,9 +77,12 @@ def check_home(plan: Plan) -> None:
 
 
 def is_in_flight(run: RunDir, queue: Queue) -> bool:
-    """Whether somebody executes the run, or a job waits that will."""
-    seen = observe(run)
-    return seen.is_live or (seen.state not in FINAL and queue.find(run) is not None)
+    """Whether somebody executes the run, or a job waits that will. One that is being ended only saves: its successor
+    waits for that."""
+    seen, job = observe(run), queue.find(run)
+    if job is not None and job.is_ending:
+        return seen.is_live and not (lease.newest(run) or {}).get("job")
+    return seen.is_live or (seen.state not in FINAL and job is not None)
 
 
 def _queue() -> Queue:

@@ -221,6 +221,29 @@ def test_cancel_leaves_what_others_wait_for(place: SlurmPlace, tmp_path: Path) -
     assert restarts(runs[0]) == []
 
 
+SAVES = """
+if (run.path / "played").exists(): work()
+held, claimed = hold(), run.submission.read_text()
+while run.submission.read_text() == claimed: time.sleep(0.02)
+run.write_status("preempted", attempt=held.attempt)
+held.release()
+sys.exit(75)
+"""
+"""Saves, once it is told to stop, until the same launch has been typed again; the second attempt is the last."""
+
+
+def test_a_launch_at_once_goes_on_with_what_was_cancelled(place: SlurmPlace, tmp_path: Path) -> None:
+    """Its job is still ending then, and says nothing of the run any more."""
+    command = (*DETACHED, *stand_in(tmp_path / "play", {}, SAVES), "seed=0", "sweep.name=s")
+    assert place.launch(*command).status == 0
+    (run,) = place.runs_of("s")
+    until(lambda: run.read_status()["state"] == "running")
+    place.skipsweep("cancel", "s")
+    assert "submitted 1 run\n" in place.launch(*command).out
+    until(lambda: run.read_status()["state"] == "done")
+    assert played(run) == ["began", "began", "done"]
+
+
 def test_a_job_cancelled_by_hand_does_not_come_back(place: SlurmPlace, tmp_path: Path) -> None:
     """SLURM would requeue it, if asked."""
     assert place.launch(*DETACHED, *stand_in(tmp_path / "play", {}, "work(600)"), "seed=0", "sweep.name=s").status == 0

@@ -14,10 +14,10 @@ from commands import until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipsweep import secrecy
+from skipsweep import lease, secrecy
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
-from skipsweep.slurm import batch_step, environment, squeue, submission
+from skipsweep.slurm import batch_step, environment, squeue, submission, submit
 from skipsweep.slurm import settings as slurm_settings
 from skipsweep.slurm.assignment import Assignment
 from skipsweep.slurm.batch_step import Death
@@ -141,6 +141,32 @@ def queue_of(run: RunDir, state: str, reason: str = "None") -> Queue:
     claim = submission.claim_of(run)
     assert claim is not None
     return Queue({(claim.token, claim.index): Job("7_0", state, reason)})
+
+
+IN_FLIGHT: dict[str, tuple[str | None, str | None, bool, bool]] = {
+    "waits": ("PENDING", None, False, True),
+    "runs": ("RUNNING", "7", True, True),
+    "has been cancelled, and saves": ("COMPLETING", "7", True, False),
+    "has been cancelled": ("COMPLETING", "7", False, False),
+    "has ended, and a launcher elsewhere is at it": ("COMPLETING", None, True, True),
+    "is gone": (None, "7", False, False),
+    "has no job, and a launcher is at it": (None, None, True, True),
+}
+"""State of its job; job in the newest lease; whether that is held."""
+
+
+@pytest.mark.parametrize("case", IN_FLIGHT)
+def test_what_is_in_flight(case: str, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, job, live, expected = IN_FLIGHT[case]
+    monkeypatch.setenv("SLURM_JOB_ID", job) if job else monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    held = lease.acquire(run)
+    run.write_status("running", attempt=held.attempt)
+    if not live:
+        held.release()
+    try:
+        assert submit.is_in_flight(run, queue_of(run, state) if state else Queue({})) == expected
+    finally:
+        held.release()
 
 
 VIEWS: dict[str, tuple[str, tuple[str, str] | None, str, str]] = {
