@@ -147,6 +147,28 @@ def test_a_launcher_that_dies_around_sbatch(when: str, _time: int, place: SlurmP
     assert len(ours) == 3, "there are jobs that nobody needs"
 
 
+def test_what_sbatch_refuses_stays_as_it_was(place: SlurmPlace, tmp_path: Path) -> None:
+    """A failure is still told, and is tried again only if asked for."""
+    command = ("-m", *stand_in(tmp_path / "play", {0: "work(state='failed', cause='nan', message='at step 3')"}))
+    assert place.launch(*command, "seed=0", "sweep.name=s").status == 1
+    again = ("seed=0,1", "sweep.name=s", "retry=failed", "hydra.launcher.partition=nowhere")
+    files_before = {path: path.read_bytes() for path in kept(place)}
+    refused = place.launch(*command, *again)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "sbatch refused" in refused.err
+    assert {path: path.read_bytes() for path in kept(place) if path in files_before} == files_before
+    run, fresh = place.runs_of("s")
+    assert (states([run, fresh]), submission.claim_of(fresh)) == (["failed", "planned"], None)
+    assert len(place.submissions("s")) == 1, "a folder of what was refused is left"
+    place.launch(*command, *again[:2])
+    assert (states([run, fresh]), played(run)) == (["failed", "done"], ["began", "failed"])
+
+
+def kept(place: SlurmPlace) -> list[Path]:
+    """Where runs stand, and who may execute them."""
+    return [path for run in place.multirun.all_runs() for path in (run.status, run.submission) if path.exists()]
+
+
 def tokens(place: SlurmPlace, sweep: str) -> list[str]:
     return [folder.name for folder in place.submissions(sweep)]
 
