@@ -122,9 +122,6 @@ def test_the_first_end_is_the_cause_of_the_others() -> None:
     assert batch_step._first(batch_step.deaths_told(said)) == Death(signal="SIGKILL")
 
 
-# ---------------------------------------------------------------------------------------------------------------- queue
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "multirun" / "runs" / "r-000000000000")
@@ -135,6 +132,57 @@ def run(tmp_path: Path) -> RunDir:
     )
     submission.claim(made, folder, sent, 0)
     return made
+
+
+# ----------------------------------------------------------------------------------------- a controller that is away
+
+SRUN = """#!/bin/sh
+[ {code} = 75 ] && echo '{{"state": "preempted", "attempt": 1}}' > {run}/status.json
+exit {code}
+"""
+SCONTROL = """#!/bin/sh
+echo "$1" >> {calls}
+[ $(grep -c -- "$1" {calls}) -le {away} ] && echo "Unable to contact slurm controller (connect failure)" >&2 && exit 1
+[ "$1" = requeue ] || echo "{facts}"
+[ "{facts}" ] || echo "slurm_load_jobs error: Invalid job id specified" >&2
+[ "{facts}" ]
+"""
+RUNNING = "JobId=7 JobState=RUNNING Restarts=0 PreemptTime=None"
+AWAY: dict[str, tuple[int, str, int, int, str]] = {
+    "never": (0, RUNNING, 75, 1, "preempted"),
+    "for a while": (3, RUNNING, 75, 4, "preempted"),
+    "for good": (10**6, RUNNING, 75, batch_step.REQUEUE_TRIES, "preempted"),
+    "when a rank had failed": (10**6, RUNNING, 9, 0, "failed"),
+    "until the job was cancelled": (3, "JobId=7 JobState=CANCELLED Restarts=0", 75, 0, "preempted"),
+    "until the job was forgotten": (3, "", 75, 0, "preempted"),
+}
+"""How often a command fails; what the controller says then; srun's exit code; requeues asked for; the run's state."""
+
+
+@pytest.mark.parametrize("case", AWAY)
+def test_a_controller_is_away(case: str, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is not taken for a job that has ended: what was preempted is requeued as soon as that works."""
+    away, facts, code, requeues, state = AWAY[case]
+    calls = tmp_path / "calls"
+    _program(tmp_path / "srun", SRUN.format(code=code, run=run.path))
+    _program(tmp_path / "scontrol", SCONTROL.format(calls=calls, away=away, facts=facts))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(batch_step.time, "sleep", lambda _: None)
+    monkeypatch.setattr(batch_step.signal, "signal", lambda *_: None)
+    claim = submission.claim_of(run)
+    assert claim is not None
+    assert batch_step.BatchStep(Path(claim.folder)).run() == (75 if code == 75 else 1)
+    assert calls.read_text().splitlines().count("requeue") == requeues
+    assert run.read_status()["state"] == state
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+# ---------------------------------------------------------------------------------------------------------------- queue
 
 
 def queue_of(run: RunDir, state: str, reason: str = "None") -> Queue:
