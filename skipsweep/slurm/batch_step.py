@@ -35,6 +35,10 @@ COARSE_S = 60
 """SLURM warns up to this much early."""
 POLL_S = 0.1
 REQUEUE_TRIES = 5
+PATIENCE_S = 600.0
+"""How long in all a job waits for a controller that does not answer: one that is restarted is away for minutes."""
+LONGEST_S = 10.0
+"""Between two questions to it."""
 
 _ENDED = re.compile(r"srun: error: \S+: tasks? ([0-9,-]+): (.+)")
 _SIGNALS = {
@@ -74,6 +78,7 @@ class BatchStep:
         self.job = environment.job_id()
         self.started = time.time()
         self.terminated = False
+        self.patience_s = PATIENCE_S
         self.said: list[str] = []
         """What srun wrote to its standard error."""
 
@@ -87,7 +92,7 @@ class BatchStep:
         attempts = [lease.next_attempt(run) if run else 0 for run in todo]
         if any(todo):
             code = self._srun(todo, attempts)
-            if (code or self.said) and not self._is_running():  # srun ends with 0 where a node is lost
+            if (code or self.said) and self._is_running() is False:  # srun ends with 0 where a node is lost
                 self.terminated = True
             deaths = deaths_told(self.said)
             for place, (run, attempt) in enumerate(zip(todo, attempts, strict=True)):
@@ -157,7 +162,7 @@ class BatchStep:
     def _leave(self, runs: Sequence[RunDir], executed: Sequence[RunDir]) -> int:
         """Requeue if a run has to go on; the exit status tells SLURM what the files tell."""
         waiting = [run for run in executed if run.read_status()["state"] == "preempted" and not run.cancelled.exists()]
-        if waiting and not self.terminated and self._is_running():
+        if waiting and not self.terminated and self._is_running() is not False:
             why = "timeout" if self._out_of_time() and not self._was_preempted() else "preempted"
             so_far = sum(row["why"] == "timeout" for row in submission.restarts(self.folder, self.index))
             if why == "timeout" and so_far >= self.submission.max_num_timeout:
@@ -198,17 +203,26 @@ class BatchStep:
             return time.time() - self.started >= limit - 2
         return time.time() - self.started >= limit - self.submission.signal_delay_s - COARSE_S
 
-    def _job_facts(self) -> str:
-        command = ["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]]
-        return subprocess.run(command, capture_output=True, text=True).stdout
+    def _job_facts(self) -> str | None:
+        """What SLURM tells of this job, "" where it knows none; None if it does not answer, for as long as there is
+        patience."""
+        delay_s = 1.0
+        while (facts := _ask(os.environ["SLURM_JOB_ID"])) is None and self.patience_s > 0 and not self.terminated:
+            time.sleep(delay_s)
+            self.patience_s -= delay_s
+            delay_s = min(LONGEST_S, 2 * delay_s)
+        return facts
 
-    def _is_running(self) -> bool:
-        """Whether it is still this start of the job. A cancelled one would come back to life if it were requeued."""
+    def _is_running(self) -> bool | None:
+        """Whether it is still this start of the job. A cancelled one would come back to life if it were requeued.
+        None: SLURM does not answer, which says nothing of the job."""
         facts = self._job_facts()
+        if facts is None:
+            return None
         return "JobState=RUNNING" in facts and f"Restarts={environment.restarts()} " in facts
 
     def _was_preempted(self) -> bool:
-        found = re.search(r"PreemptTime=(\S+)", self._job_facts())
+        found = re.search(r"PreemptTime=(\S+)", self._job_facts() or "")
         return found is not None and found[1] != "None"
 
     def _requeue(self, why: str) -> bool:
@@ -219,10 +233,16 @@ class BatchStep:
             if done.returncode == 0:
                 return True
             print(f"scontrol requeue {self.job}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-            if self.terminated or not self._is_running():
+            if self.terminated or self._is_running() is False:
                 return False
             time.sleep(2**attempt)
         return False
+
+
+def _ask(job: str) -> str | None:
+    """What SLURM tells of a job: "" where it knows none, None where it does not answer."""
+    done = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
+    return None if done.returncode and "Invalid job id" not in done.stderr else done.stdout
 
 
 @contextlib.contextmanager

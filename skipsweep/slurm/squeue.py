@@ -40,6 +40,12 @@ class Job:
         return self.state in PENDING
 
     @property
+    def is_ending(self) -> bool:
+        """Whether its processes are being ended: by scancel, or since it is over. What is to come back after a
+        requeue looks the same for that moment; a new job in its place does no harm, as it executes nothing then."""
+        return self.state == "COMPLETING"
+
+    @property
     def stuck(self) -> str | None:
         """Why it will not start by itself, and what helps; None where it will."""
         if "held" in self.reason.lower() or "HOLD" in self.state or self.state == "SPECIAL_EXIT":

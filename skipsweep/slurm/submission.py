@@ -10,11 +10,13 @@ The token is part of the job's name, so one squeue call finds a job whose id was
 A run names the token that may execute it (`submission.json`); jobs of older submissions leave it alone.
 """
 
+import contextlib
 import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,23 @@ def claim(run: RunDir, folder: Path, made: Submission, index: int) -> None:
     run.cancelled.unlink(missing_ok=True)
     files.write_json(run.submission, content, durable=False)
     run.write_status("submitted", durable=False, log=str(log_of(folder, index)))
+
+
+@contextlib.contextmanager
+def undone(runs: Iterable[RunDir], folder: Path, problem: type[Exception]) -> Iterator[None]:
+    """Claim runs within; if `problem` is raised, they are as before, and the submission's folder is gone."""
+    before = {path: _bytes(path) for run in runs for path in (run.submission, run.status)}
+    try:
+        yield
+    except problem:
+        for path, content in before.items():
+            path.unlink(missing_ok=True) if content is None else files.write_bytes(path, content)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def claim_of(run: RunDir) -> Claim | None:

@@ -6,6 +6,7 @@ so nothing is pickled, and a launcher that dies in between loses nothing.
 
 import contextlib
 import io
+import itertools
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipsweep import files, provenance
+from skipsweep import files, lease, provenance
 from skipsweep.config import Compute
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
@@ -31,6 +32,10 @@ PACK = 8
 CPUS_PER_GPU = 8
 ARRAY_SIZE = 1001
 """SLURM's own default for MaxArraySize."""
+
+
+class Refused(UserError):
+    """Nothing was submitted."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,12 @@ def check_home(plan: Plan) -> None:
 
 
 def is_in_flight(run: RunDir, queue: Queue) -> bool:
-    """Whether somebody executes the run, or a job waits that will."""
-    seen = observe(run)
-    return seen.is_live or (seen.state not in FINAL and queue.find(run) is not None)
+    """Whether somebody executes the run, or a job waits that will. One that is being ended only saves: its successor
+    waits for that."""
+    seen, job = observe(run), queue.find(run)
+    if job is not None and job.is_ending:
+        return seen.is_live and not (lease.newest(run) or {}).get("job")
+    return seen.is_live or (seen.state not in FINAL and job is not None)
 
 
 def _queue() -> Queue:
@@ -136,7 +144,8 @@ def _max_array_size() -> int:
 def _submit_array(
     plan: Plan, tasks: list[list[RunDir]], shape: Shape, settings: Mapping[str, Any], code: Path, parallelism: int
 ) -> None:
-    """Write the intent, then call sbatch, then note the id: a death in between is found out from the queue."""
+    """Write the intent, then call sbatch, then note the id: a death in between is found out from the queue. Where
+    sbatch refuses, the runs are as they were: one that has failed has still failed."""
     python = settings["python"] or sys.executable
     folder, made = submission.create(
         home_of(plan),
@@ -151,17 +160,19 @@ def _submit_array(
         code=str(code),
         srun_args=list(settings["srun_args"] or []),
     )
-    for index, task in enumerate(tasks):
-        for run in task:
-            submission.claim(run, folder, made, index)
     name = submission.name(settings["name"] or plan.name or tasks[0][0].name, made.token)
-    submission.note_job(folder, _sbatch(folder, made, name, shape, settings, parallelism))
+    with submission.undone(itertools.chain(*tasks), folder, Refused):
+        for index, task in enumerate(tasks):
+            for run in task:
+                submission.claim(run, folder, made, index)
+        job = _sbatch(folder, made, name, shape, settings, parallelism)
+    submission.note_job(folder, job)
 
 
 def _sbatch(
     folder: Path, made: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
 ) -> str:
-    """Returns the array's id. Raises UserError with sbatch's own words."""
+    """Returns the array's id. Raises Refused with sbatch's own words, UserError where they are no answer."""
     executor = _executor(folder, made.python)
     executor.update_parameters(**_parameters(folder, made, name, shape, settings, parallelism))
     executor.parameters["map_count"] = len(made.tasks)
@@ -171,16 +182,18 @@ def _sbatch(
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's errors, and then raises them
             return executor._submit_command(shlex.join(command)).job_id
-    except (FailedJobError, FailedSubmissionError) as problem:
+    except FailedJobError as problem:
         said = [line for line in str(problem).splitlines() if "sbatch:" in line]
-        raise UserError(f"sbatch refused: {'; '.join(said) or problem}") from problem
+        raise Refused(f"sbatch refused: {'; '.join(said) or problem}") from problem
+    except FailedSubmissionError as problem:
+        raise UserError(f"sbatch: {problem}; the same command again looks for the job") from problem
 
 
 def _executor(folder: Path, python: str) -> Any:
     import submitit
 
     if shutil.which("srun") is None:
-        raise UserError("hydra/launcher=slurm: there is no SLURM on this machine (srun is not on the PATH)")
+        raise Refused("hydra/launcher=slurm: there is no SLURM on this machine (srun is not on the PATH)")
     return submitit.SlurmExecutor(folder, python=shlex.quote(python))
 
 

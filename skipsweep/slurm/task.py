@@ -11,7 +11,7 @@ from pathlib import Path
 from skipsweep.stop import StopSignal
 
 WAIT_S = 180.0
-"""Longest wait for the lease of this job's attempt before, when its node has died without releasing it."""
+"""Longest wait for the lease of the job before: its node has died, or it was cancelled and still saves."""
 
 
 def main() -> int:
@@ -46,19 +46,19 @@ def _log_to(out: Path, err: Path) -> None:
 
 
 def _wait_for_predecessor(path: str) -> None:
-    """Wait until the lease of a dead attempt of this very job has run out: from here a node that died cannot be told
-    from one that is slow."""
+    """Wait until the lease of a job has been released or has run out: this very job's before its requeue, as from here
+    a node that died cannot be told from one that is slow, or that of a cancelled one which still saves."""
     from skipsweep import lease
     from skipsweep.rundir import RunDir
 
-    run, job, deadline = RunDir(Path(path)), os.environ["SLURM_JOB_ID"], time.monotonic() + WAIT_S
+    run, deadline = RunDir(Path(path)), time.monotonic() + WAIT_S
     said = False
     while time.monotonic() < deadline:
         holder = lease.newest(run)
-        if not lease.is_live(run, holder) or (holder or {}).get("job") != job:
+        if not lease.is_live(run, holder) or not (holder or {}).get("job"):
             return
         if not said:
-            print(f"waiting for the lease of {lease.describe(holder or {})}, lost without a word", flush=True)
+            print(f"waiting for the lease of {lease.describe(holder or {})}", flush=True)
             said = True
         time.sleep(1.0)
 

@@ -32,6 +32,7 @@ def note(text: str) -> None:
 
 def hold() -> lease.Lease:
     """Begin, as rank 0 does."""
+    task._wait_for_predecessor(str(run.path))
     try:
         held = lease.acquire(run)
     except lease.Held:

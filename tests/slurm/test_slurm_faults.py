@@ -147,6 +147,28 @@ def test_a_launcher_that_dies_around_sbatch(when: str, _time: int, place: SlurmP
     assert len(ours) == 3, "there are jobs that nobody needs"
 
 
+def test_what_sbatch_refuses_stays_as_it_was(place: SlurmPlace, tmp_path: Path) -> None:
+    """A failure is still told, and is tried again only if asked for."""
+    command = ("-m", *stand_in(tmp_path / "play", {0: "work(state='failed', cause='nan', message='at step 3')"}))
+    assert place.launch(*command, "seed=0", "sweep.name=s").status == 1
+    again = ("seed=0,1", "sweep.name=s", "retry=failed", "hydra.launcher.partition=nowhere")
+    files_before = {path: path.read_bytes() for path in kept(place)}
+    refused = place.launch(*command, *again)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "sbatch refused" in refused.err
+    assert {path: path.read_bytes() for path in kept(place) if path in files_before} == files_before
+    run, fresh = place.runs_of("s")
+    assert (states([run, fresh]), submission.claim_of(fresh)) == (["failed", "planned"], None)
+    assert len(place.submissions("s")) == 1, "a folder of what was refused is left"
+    place.launch(*command, *again[:2])
+    assert (states([run, fresh]), played(run)) == (["failed", "done"], ["began", "failed"])
+
+
+def kept(place: SlurmPlace) -> list[Path]:
+    """Where runs stand, and who may execute them."""
+    return [path for run in place.multirun.all_runs() for path in (run.status, run.submission) if path.exists()]
+
+
 def tokens(place: SlurmPlace, sweep: str) -> list[str]:
     return [folder.name for folder in place.submissions(sweep)]
 
@@ -219,6 +241,29 @@ def test_cancel_leaves_what_others_wait_for(place: SlurmPlace, tmp_path: Path) -
     assert again.status == 0, again.out
     assert [played(run).count("began") for run in runs] == [2, 1, 1]
     assert restarts(runs[0]) == []
+
+
+SAVES = """
+if (run.path / "played").exists(): work()
+held, claimed = hold(), run.submission.read_text()
+while run.submission.read_text() == claimed: time.sleep(0.02)
+run.write_status("preempted", attempt=held.attempt)
+held.release()
+sys.exit(75)
+"""
+"""Saves, once it is told to stop, until the same launch has been typed again; the second attempt is the last."""
+
+
+def test_a_launch_at_once_goes_on_with_what_was_cancelled(place: SlurmPlace, tmp_path: Path) -> None:
+    """Its job is still ending then, and says nothing of the run any more."""
+    command = (*DETACHED, *stand_in(tmp_path / "play", {}, SAVES), "seed=0", "sweep.name=s")
+    assert place.launch(*command).status == 0
+    (run,) = place.runs_of("s")
+    until(lambda: run.read_status()["state"] == "running")
+    place.skipsweep("cancel", "s")
+    assert "submitted 1 run\n" in place.launch(*command).out
+    until(lambda: run.read_status()["state"] == "done")
+    assert played(run) == ["began", "began", "done"]
 
 
 def test_a_job_cancelled_by_hand_does_not_come_back(place: SlurmPlace, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from commands import until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipsweep import secrecy
+from skipsweep import lease, secrecy
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
-from skipsweep.slurm import batch_step, environment, squeue, submission
+from skipsweep.slurm import batch_step, environment, squeue, submission, submit
 from skipsweep.slurm import settings as slurm_settings
 from skipsweep.slurm.assignment import Assignment
 from skipsweep.slurm.batch_step import Death
@@ -122,9 +122,6 @@ def test_the_first_end_is_the_cause_of_the_others() -> None:
     assert batch_step._first(batch_step.deaths_told(said)) == Death(signal="SIGKILL")
 
 
-# ---------------------------------------------------------------------------------------------------------------- queue
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "multirun" / "runs" / "r-000000000000")
@@ -137,10 +134,87 @@ def run(tmp_path: Path) -> RunDir:
     return made
 
 
+# ----------------------------------------------------------------------------------------- a controller that is away
+
+SRUN = """#!/bin/sh
+[ {code} = 75 ] && echo '{{"state": "preempted", "attempt": 1}}' > {run}/status.json
+exit {code}
+"""
+SCONTROL = """#!/bin/sh
+echo "$1" >> {calls}
+[ $(grep -c -- "$1" {calls}) -le {away} ] && echo "Unable to contact slurm controller (connect failure)" >&2 && exit 1
+[ "$1" = requeue ] || echo "{facts}"
+[ "{facts}" ] || echo "slurm_load_jobs error: Invalid job id specified" >&2
+[ "{facts}" ]
+"""
+RUNNING = "JobId=7 JobState=RUNNING Restarts=0 PreemptTime=None"
+AWAY: dict[str, tuple[int, str, int, int, str]] = {
+    "never": (0, RUNNING, 75, 1, "preempted"),
+    "for a while": (3, RUNNING, 75, 4, "preempted"),
+    "for good": (10**6, RUNNING, 75, batch_step.REQUEUE_TRIES, "preempted"),
+    "when a rank had failed": (10**6, RUNNING, 9, 0, "failed"),
+    "until the job was cancelled": (3, "JobId=7 JobState=CANCELLED Restarts=0", 75, 0, "preempted"),
+    "until the job was forgotten": (3, "", 75, 0, "preempted"),
+}
+"""How often a command fails; what the controller says then; srun's exit code; requeues asked for; the run's state."""
+
+
+@pytest.mark.parametrize("case", AWAY)
+def test_a_controller_is_away(case: str, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is not taken for a job that has ended: what was preempted is requeued as soon as that works."""
+    away, facts, code, requeues, state = AWAY[case]
+    calls = tmp_path / "calls"
+    _program(tmp_path / "srun", SRUN.format(code=code, run=run.path))
+    _program(tmp_path / "scontrol", SCONTROL.format(calls=calls, away=away, facts=facts))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(batch_step.time, "sleep", lambda _: None)
+    monkeypatch.setattr(batch_step.signal, "signal", lambda *_: None)
+    claim = submission.claim_of(run)
+    assert claim is not None
+    assert batch_step.BatchStep(Path(claim.folder)).run() == (75 if code == 75 else 1)
+    assert calls.read_text().splitlines().count("requeue") == requeues
+    assert run.read_status()["state"] == state
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+# ---------------------------------------------------------------------------------------------------------------- queue
+
+
 def queue_of(run: RunDir, state: str, reason: str = "None") -> Queue:
     claim = submission.claim_of(run)
     assert claim is not None
     return Queue({(claim.token, claim.index): Job("7_0", state, reason)})
+
+
+IN_FLIGHT: dict[str, tuple[str | None, str | None, bool, bool]] = {
+    "waits": ("PENDING", None, False, True),
+    "runs": ("RUNNING", "7", True, True),
+    "has been cancelled, and saves": ("COMPLETING", "7", True, False),
+    "has been cancelled": ("COMPLETING", "7", False, False),
+    "has ended, and a launcher elsewhere is at it": ("COMPLETING", None, True, True),
+    "is gone": (None, "7", False, False),
+    "has no job, and a launcher is at it": (None, None, True, True),
+}
+"""State of its job; job in the newest lease; whether that is held."""
+
+
+@pytest.mark.parametrize("case", IN_FLIGHT)
+def test_what_is_in_flight(case: str, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, job, live, expected = IN_FLIGHT[case]
+    monkeypatch.setenv("SLURM_JOB_ID", job) if job else monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    held = lease.acquire(run)
+    run.write_status("running", attempt=held.attempt)
+    if not live:
+        held.release()
+    try:
+        assert submit.is_in_flight(run, queue_of(run, state) if state else Queue({})) == expected
+    finally:
+        held.release()
 
 
 VIEWS: dict[str, tuple[str, tuple[str, str] | None, str, str]] = {
