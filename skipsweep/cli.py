@@ -82,7 +82,11 @@ def status(
 
 
 @app.command()
-def cancel(sweep: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
+def cancel(
+    sweep: Annotated[str, typer.Argument(help="A sweep; or a run that was launched by itself.")],
+    as_json: Json = False,
+    multirun: Folder = "multirun",
+) -> None:
     """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
     from skipsweep.slurm import commands
 

@@ -22,6 +22,8 @@ from skipsweep.config import RunConfig, from_dict, to_dict
 
 STATES = ("planned", "submitted", "running", "preempted", "done", "failed")
 """States of a run. `done` and `failed` are final until somebody asks for a retry."""
+SINGLE = "single"
+"""What a run serves that was launched by itself."""
 RESERVE_BYTES = 1 << 16
 
 
@@ -152,12 +154,19 @@ class RunDir:
     def note_serves(self, points: dict[str, Any]) -> None:
         """Note which points of which sweeps this run serves, beside what other sweeps noted: serves.json.
 
-        `points`: `{"<sweep name>": {"arm": "skip", "tags": ["multi_layer/best_to_worst/N=5"]}}`.
+        `points`: `{"<sweep name, or SINGLE>": {"arm": "skip", "tags": ["multi_layer/best_to_worst/N=5"]}}`.
         """
         with files.locked(self.path):
             noted = self.read_serves()
             if {**noted, **points} != noted:
                 files.write_json(self.serves, {**noted, **points}, durable=False)
+
+    def forget_serves(self, name: str) -> None:
+        """Undo what `note_serves` noted of a sweep."""
+        with files.locked(self.path):
+            noted = self.read_serves()
+            if noted.pop(name, None) is not None:
+                files.write_json(self.serves, noted, durable=False)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One row per step, in order of steps: of rows that a later attempt wrote again, its own count."""

@@ -1,4 +1,4 @@
-"""`skipsweep cancel`: stop what a sweep alone waits for."""
+"""`skipsweep cancel`: stop what a sweep, or whoever launched a run by itself, alone waits for."""
 
 import subprocess
 import time
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skipsweep import files
+from skipsweep.analyze.compare import find
+from skipsweep.analyze.evidence import read_plan
 from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun, RunDir
+from skipsweep.rundir import SINGLE, Multirun, RunDir
 from skipsweep.slurm import squeue, submission
 from skipsweep.slurm.squeue import Queue, Unreachable
 from skipsweep.status import FINAL, observe
@@ -16,9 +18,10 @@ from skipsweep.status import FINAL, observe
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What became of a sweep's runs."""
+    """What became of a sweep's runs, or of a single one."""
 
     sweep: str
+    """Its name, or the run's."""
     runs: list[str] = field(default_factory=list)
     """Will not be gone on with."""
     wanted: dict[str, list[str]] = field(default_factory=dict)
@@ -29,27 +32,38 @@ class Cancelled:
     """Taken out of SLURM's queue, or told to end."""
 
 
-def cancel(multirun: Multirun, sweep: str) -> Cancelled:
-    """Stop what the sweep alone waits for. Runs that train save first; the same command again continues them.
+def cancel(multirun: Multirun, asked: str) -> Cancelled:
+    """Stop what a sweep alone waits for; or a run, where no sweep waits for it. Runs that train save first; the same
+    command again continues them. `asked`: the sweep's name; or the run's, its id, or a beginning.
 
-    Raises UserError for a sweep that does not exist, or if SLURM does not answer.
+    Raises UserError for what does not exist, or if SLURM does not answer.
     """
-    folder = multirun.sweep(sweep)
-    plan = files.read_json(folder.plan)
-    if plan is None:
-        known = ", ".join(s.name for s in multirun.all_sweeps()) or "none yet"
-        raise UserError(f"no sweep {sweep} below {multirun.sweeps}; there are: {known}")
+    sweep, runs = _meant(multirun, asked)
     with files.locked(multirun.path):  # no launcher submits meanwhile
-        folder.cancelled.touch()
-        found = Cancelled(sweep)
-        runs = [multirun.run(name) for name in dict.fromkeys(point["run"] for point in plan["points"])]
+        found = Cancelled(sweep or runs[0].name)
+        if sweep:
+            multirun.sweep(sweep).cancelled.touch()
+        else:
+            runs[0].forget_serves(SINGLE)
         open_ = [run for run in runs if observe(run).state not in (*FINAL, "new", "planned")]
         _sort(open_, multirun, sweep, found)
         _end_jobs([run for run in open_ if run.name in found.runs], found)
     return found
 
 
-def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str, found: Cancelled) -> None:
+def _meant(multirun: Multirun, asked: str) -> tuple[str | None, list[RunDir]]:
+    """A sweep and its runs, or none and a run."""
+    try:
+        points = read_plan(multirun, asked)["points"]
+    except UserError as no_sweep:
+        try:
+            return None, [find(multirun, asked)]
+        except UserError:
+            raise no_sweep from None
+    return asked, [multirun.run(name) for name in dict.fromkeys(point["run"] for point in points)]
+
+
+def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str | None, found: Cancelled) -> None:
     """Which are ours to cancel."""
     for run in runs:
         others = [name for name in run.read_serves() if name != sweep and _waits(multirun, name)]
@@ -63,7 +77,7 @@ def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str, found: Cancell
 
 
 def _waits(multirun: Multirun, name: str) -> bool:
-    """A single run (`single`) has no folder, and cannot be cancelled as a sweep."""
+    """A run that was launched by itself (`single`) has no folder: it waits until the run is cancelled as such."""
     folder = multirun.sweep(name)
     return not folder.cancelled.exists()
 

@@ -8,7 +8,7 @@ from skipsweep import files, provenance
 from skipsweep.config import RunConfig, recipe_of
 from skipsweep.errors import UserError
 from skipsweep.model import count
-from skipsweep.rundir import RunDir, SweepDir
+from skipsweep.rundir import SINGLE, RunDir, SweepDir
 from skipsweep.sweep import identity
 from skipsweep.sweep.plan import Plan, Point, accessible, check_extension, known_points, of_sweep
 
@@ -98,4 +98,4 @@ def _note_serves(plan: Plan) -> None:
         entry = by_run.setdefault(point.run, {"arm": point.arm, "tags": []})
         entry["tags"] = sorted({*entry["tags"], *point.tags})
     for name, entry in by_run.items():
-        plan.multirun.run(name).note_serves({plan.name or "single": entry})
+        plan.multirun.run(name).note_serves({plan.name or SINGLE: entry})

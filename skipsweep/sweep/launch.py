@@ -62,10 +62,10 @@ def _on_slurm(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> int:
     """Submit and wait, or return; the exit status is that of the runs, where it was waited for them."""
     left = bool(todo) and submit.execute(plan, todo, request.launcher)
     if left:
-        show.come_back(plan.name, "the jobs go on")
+        show.come_back(plan.name, [*plan.configs], "the jobs go on")
         return INTERRUPTED
     if request.launcher["detach"]:
-        show.come_back(plan.name, "submitted")
+        show.come_back(plan.name, [*plan.configs], "submitted")
         return 0
     return _conclude(plan, False, request)
 

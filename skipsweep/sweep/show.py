@@ -130,12 +130,11 @@ def _count(things: Sized, what: str) -> str:
     return f"{len(things)} {what}" + ("" if len(things) == 1 else "s")
 
 
-def come_back(sweep: str | None, what: str) -> None:
-    """What a launcher that does not wait any longer says."""
+def come_back(sweep: str | None, runs: Sequence[str], what: str) -> None:
+    """What a launcher that does not wait any longer says; without a sweep there is a single run."""
     look = f"skipsweep status {sweep}" if sweep else "skipsweep status"
     console.print(f"{what}; to look: {look} --watch; to wait for the results: the same command again", soft_wrap=True)
-    if sweep:
-        console.print(f"to cancel: skipsweep cancel {sweep}", soft_wrap=True)
+    console.print(f"to cancel: skipsweep cancel {sweep or runs[0]}", soft_wrap=True)
 
 
 def headline(sweep: str, question: str | None) -> None:

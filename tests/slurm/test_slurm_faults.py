@@ -243,6 +243,21 @@ def test_cancel_leaves_what_others_wait_for(place: SlurmPlace, tmp_path: Path) -
     assert restarts(runs[0]) == []
 
 
+def test_a_run_that_was_launched_by_itself_is_cancelled_as_such(place: SlurmPlace, tmp_path: Path) -> None:
+    """Until then a sweep that needs it as well leaves it alone."""
+    play = stand_in(tmp_path / "play", {}, "work(600)")
+    alone = place.launch("hydra.launcher.detach=true", *play, "seed=0")
+    (run,) = place.multirun.all_runs()
+    assert alone.line("to cancel") == f"to cancel: skipsweep cancel {run.name}"
+    place.launch(*DETACHED, *play, "seed=0", "sweep.name=s")
+    until(lambda: run.read_status()["state"] == "running")
+    assert json.loads(place.skipsweep("cancel", "s", "--json"))["wanted"] == {run.name: ["single"]}
+    found = json.loads(place.skipsweep("cancel", run.name, "--json"))
+    assert (found["sweep"], found["runs"], len(found["jobs"])) == (run.name, [run.name], 1)
+    until(lambda: run.read_status().get("cause") == "cancelled")
+    assert "wanted by" not in place.skipsweep("cancel", "s")
+
+
 SAVES = """
 if (run.path / "played").exists(): work()
 held, claimed = hold(), run.submission.read_text()
