@@ -323,6 +323,13 @@ def test_text_from_folders_cannot_become_markup(tmp_path: Path) -> None:
     assert json.loads(text.split('id="data">')[1].split("</script>")[0]) == data
 
 
+def test_nothing_repeats_an_imported_run(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.9])
+    made.arm("log", [2.8], imported=True)
+    assert {row["arm"]: "command" in row for row in tables.of(made.read())["runs"]} == {"none": True, "log": False}
+
+
 def test_the_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
     [*_, point] = orderings(tmp_path).points
     assert tables.command(point) == "python launch.py 'skip_layers.layers=[0,1,2]' seed=0"

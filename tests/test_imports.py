@@ -301,7 +301,7 @@ def test_runs_without_a_final_loss_are_failed(tmp_path: Path) -> None:
     ).runs
     seen = [multirun.run(name).read_status() for name in names]
     assert [one["state"] for one in seen] == ["failed", "failed"]
-    assert (seen[0]["cause"], seen[1]["cause"]) == ("nan", None)
+    assert (seen[0]["cause"], seen[1]["cause"]) == ("nan", "incomplete")
     assert "step 126 of 250" in seen[1]["message"]
     assert not multirun.run(names[0]).result.exists()
 
@@ -322,6 +322,31 @@ def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], me
     with pytest.raises(UserError, match=message):
         import_logs(Multirun(tmp_path / "multirun"), [log], **{"sweep": "old", **arguments})
     assert not (tmp_path / "multirun").exists(), "nothing is written"
+
+
+def test_nothing_to_import_is_explained(tmp_path: Path) -> None:
+    multirun, logs = Multirun(tmp_path / "multirun"), tmp_path / "logs"
+    logs.mkdir()
+    with pytest.raises(UserError, match=r"^nothing to import: no \*.txt or \*.log there$"):
+        import_logs(multirun, [logs], "old")
+    for name in ("a/1.txt", "a/2.txt", "b/3.txt"):
+        write(logs / name, "no log")
+    (logs / "a" / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(UserError) as caught:
+        import_logs(multirun, [logs], "old", "/(a)/")
+    assert str(caught.value) == (
+        f"nothing to import: 2 file(s): no line `step:S/N ... train_time:T ms` ({logs}/a/1.txt);"
+        f" 1 file(s): No such file or directory ({logs}/a/gone.txt); 1 file(s): not matched by --arm ({logs}/b/3.txt)"
+    )
+    assert not multirun.path.exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_other_encodings(tmp_path: Path, encoding: str) -> None:
+    multirun = Multirun(tmp_path / "multirun")
+    console = text(head="").replace("\n", "\r\n")
+    [name] = import_logs(multirun, [write(tmp_path / "a" / "a.txt", console.encode(encoding))], "old").runs
+    assert json.loads(multirun.run(name).result.read_text())["val_curve"][0]["val/loss"] == 10.82584
 
 
 def test_a_launched_sweep_is_not_mixed_with_imports(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files and folders to the runs that can be imported from them; what cannot be is named. Writes nothing."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -69,8 +70,19 @@ def read(multirun: Multirun, paths: Sequence[Path], arm: str | None, found: Impo
         else:
             runs += _read(multirun, path, label, found, seen)
     if not runs:
-        raise UserError(f"none of the {len(found.refused) + len(found.unmatched)} file(s) could be imported")
+        raise UserError(f"nothing to import: {_why_nothing(found)}")
     return runs
+
+
+def _why_nothing(found: Imported) -> str:
+    reasons: dict[str, list[str]] = {}
+    for one in found.refused:
+        path, _, reason = one.rpartition(": ")
+        reasons.setdefault(reason, []).append(path)
+    if found.unmatched:
+        reasons["not matched by --arm"] = found.unmatched
+    said = [f"{len(paths)} file(s): {reason} ({paths[0]})" for reason, paths in reasons.items()]
+    return "; ".join(said) or "no *.txt or *.log there"
 
 
 def _compile(arm: str | None) -> re.Pattern[str] | None:
@@ -108,7 +120,7 @@ def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: dict[
     except OSError as problem:
         found.refused.append(f"{path}: {problem.strerror}")
         return
-    log = speedrun_log.parse(content.decode(errors="replace"))
+    log = speedrun_log.parse(_decode(content))
     if not log.runs:
         found.refused.append(f"{path}: no line `step:S/N ... train_time:T ms`")
         return
@@ -128,6 +140,12 @@ def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: dict[
         seen[identity] = name
         run = multirun.run(f"speedrun-log-{identity[:16]}")
         yield LogRun(name, arm, run, trace, {"from": f"{path.absolute()}{mark}", "sha256": digest})
+
+
+def _decode(content: bytes) -> str:
+    """UTF-8, or what the mark at the start says: `>` of a PowerShell writes UTF-16."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
 def _identity(trace: speedrun_log.Trace, place: str) -> str:

@@ -112,7 +112,7 @@ def _failure(log: speedrun_log.Trace) -> dict[str, Any] | None:
         return {"cause": "nan", "message": f"val_loss is nan at step {log.nan_at}"}
     if not log.steps or log.steps not in log.rows:
         return {
-            "cause": None,
+            "cause": "incomplete",
             "message": f"the log ends at step {log.last_step} of {log.steps}, before a last val_loss",
         }
     return None

@@ -82,7 +82,7 @@ def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -
         "run": run.name,
         "seed": point.seed,
         "state": run.outcome,
-        "command": command(point),
+        "command": None if run.imported else command(point),  # nothing here repeats what came from a log
         "loss": run.val_loss,
         "difference": None if base is None or run.val_loss is None else run.val_loss - base,
         "baseline": base,
