@@ -314,6 +314,32 @@ def test_arms_that_differ_in_more_and_arms_with_one_run_are_named(tmp_path: Path
     assert any(text.startswith("the best of 3 arms looks better than it is") for text in warnings)
 
 
+def test_a_run_that_diverged_is_named_and_the_other_arms_are_still_told_apart(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.921, 2.922])
+    made.arm("5", [2.90, 2.901, 2.902], sources=[5])
+    _, bad, _ = made.arm("6", [2.93, 7.3, 2.931], sources=[6])
+    found = findings.find(made.read())
+    assert [row["says"] for row in rows(found, "difference")] == ["lower loss", "not distinguishable"]
+    [told] = [text for text in found.warnings if "diverged" in text]
+    assert told.startswith(f"runs that lie far from their arm, possibly diverged: {bad.name} of 6 (7.3000);")
+    made.arm("7", [2.91], sources=[7])
+    assert "arms with a single finished run, so that they cannot be tested: 7" in findings.find(made.read()).warnings
+
+
+def test_an_arm_that_borrows_the_spread_of_larger_ones_is_named(tmp_path: Path) -> None:
+    def told(folder: str, six: list[float]) -> list[str]:
+        made = Made(tmp_path / folder, baseline="none")
+        made.arm("none", [2.92, 2.921, 2.922, 2.924])
+        made.arm("5", [2.90, 2.901, 2.903], sources=[5])
+        made.arm("6", six, sources=[6])
+        return [text for text in findings.find(made.read()).warnings if "half of the others" in text]
+
+    [text] = told("alike", [2.93, 2.932])
+    assert text.endswith(": 6 (2)")
+    assert told("unlike", [2.93, 3.2]) == [], "Welch's test borrows nothing"
+
+
 def test_pairs_are_recommended_where_seeds_make_most_of_the_spread(tmp_path: Path) -> None:
     """Recommended for a new sweep: not where they are declared, and not where they would not help."""
 

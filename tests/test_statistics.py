@@ -126,12 +126,43 @@ def test_nothing_to_compare() -> None:
 # ------------------------------------------------------------------------------------------------ welch, holm, paired
 
 
-def test_brown_forsythe_is_scipys() -> None:
-    groups = draws(5, 6, 7, sds=(1.0, 2.0, 5.0))
-    assert statistics.brown_forsythe(groups) == pytest.approx(stats.levene(*groups, center="median").pvalue, rel=1e-10)
-    assert statistics.brown_forsythe([*groups, [1.0, 900.0]]) == statistics.brown_forsythe(groups)  # two say nothing
-    assert statistics.brown_forsythe([[1.0, 2.0, 3.0]]) is None
-    assert statistics.brown_forsythe([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]) is None
+def test_the_widest_arms_variance_against_that_of_the_others() -> None:
+    """By hand, the last group being the widest; of two groups it is the usual two-sided F-test."""
+    groups = draws(5, 6, 2, sds=(1.0, 1.0, 30.0))
+    ratio = np.var(groups[2], ddof=1) / ((4 * np.var(groups[0], ddof=1) + 5 * np.var(groups[1], ddof=1)) / 9)
+    assert statistics.widest(groups) == pytest.approx(3 * stats.f.sf(ratio, 1, 9), rel=1e-10)
+    assert statistics.widest([*groups, [7.0], [8.0, 8.0], []]) == statistics.widest(groups)  # they have no spread
+    ratio = np.var(groups[1], ddof=1) / np.var(groups[0], ddof=1)
+    both = 2 * min(stats.f.sf(ratio, 5, 4), stats.f.cdf(ratio, 5, 4))
+    assert statistics.widest(groups[:2]) == pytest.approx(both, rel=1e-10)
+    assert statistics.widest([[1.0, 2.0, 3.0]]) is None
+    assert statistics.widest([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0], [3.0, 4.0]]) is None
+
+
+def test_one_diverged_run_does_not_hide_what_the_others_show() -> None:
+    """5 arms of 5 runs, sd .0006, .01 apart; one run of the last one ended at 7.3."""
+    base, *arms = [[2.9 + 0.01 * i + 0.0006 * (v - 3) for v in arm] for i, arm in enumerate(draws(*[5] * 5))]
+    arms[-1][0] = 7.3
+    tests = statistics.compare(base, {str(i): arm for i, arm in enumerate(arms)})
+    assert [test.p is not None and test.p < 1e-4 for test in tests.values()] == [True, True, True, False]
+    assert {test.method for test in tests.values()} == {"welch"}
+
+
+@pytest.mark.parametrize("sizes", [(5,) * 5, (2,) * 5, (8, 8, 3, 2), (3, 3), (6,)], ids=str)
+def test_a_run_far_from_its_arm_is_named_and_no_other(sizes: tuple[int, ...]) -> None:
+    """By where its arm's runs lie: arms far from each other are what a sweep looks for."""
+    groups = {str(i): [v + 1000.0 * i for v in group] for i, group in enumerate(draws(*sizes))}
+    assert statistics.far(groups) == []
+    last = str(len(sizes) - 1)
+    groups[last][1] += 5000.0
+    assert statistics.far(groups) == [(last, 1)]
+
+
+def test_two_diverged_runs_do_not_make_the_scale() -> None:
+    groups = {str(i): group for i, group in enumerate(draws(5, 5, 5, 5))}
+    groups["1"][0] = groups["1"][3] = groups["2"][4] = 5000.0
+    assert statistics.far(groups) == [("1", 0), ("1", 3), ("2", 4)]
+    assert statistics.far({"a": [1.0, 5000.0], "b": [2.0], "c": []}) == [], "nobody says what is usual"
 
 
 def test_arms_that_clearly_spread_otherwise_are_tested_by_welch_with_holm() -> None:
@@ -150,7 +181,7 @@ def test_arms_that_clearly_spread_otherwise_are_tested_by_welch_with_holm() -> N
 def test_which_test_is_chosen_does_not_depend_on_the_means() -> None:
     groups = draws(8, 8, 8, sds=(1.0, 1.2, 4.0))
     moved = [[v + 100.0 * i for v in group] for i, group in enumerate(groups)]
-    assert statistics.brown_forsythe(moved) == pytest.approx(statistics.brown_forsythe(groups))
+    assert statistics.widest(moved) == pytest.approx(statistics.widest(groups))
 
 
 def test_holm_is_statsmodels() -> None:
@@ -214,12 +245,22 @@ def test_the_plans_closed_form_is_close() -> None:
 # ------------------------------------------------------------------------------------------------- nothing to be found
 
 
-def test_identical_arms_are_found_to_differ_at_the_nominal_rate() -> None:
-    """1,000 sweeps like control_aa: 5 arms that differ in their seeds alone, 4 runs each."""
-    generator = np.random.default_rng(7)
+def found_something(sizes: tuple[int, ...], sds: tuple[float, ...] | None = None, sweeps: int = 1000) -> int:
+    """In how many sweeps of arms that differ in their seeds alone a difference is found."""
     found = 0
-    for _ in range(1000):
-        base, *arms = generator.normal(2.92, 0.0007, size=(5, 4)).tolist()
+    for seed in range(sweeps):
+        base, *arms = draws(*sizes, seed=seed, sds=sds)
         tests = statistics.compare(base, {str(i): arm for i, arm in enumerate(arms)})
         found += any(test.p is not None and test.p < statistics.ALPHA for test in tests.values())
+    return found
+
+
+def test_identical_arms_are_found_to_differ_at_the_nominal_rate() -> None:
+    """1,000 sweeps like control_aa: 5 arms that differ in their seeds alone, 4 runs each."""
+    found = found_something((4,) * 5)
     assert stats.binomtest(found, 1000, 0.05).pvalue > 0.001, found
+
+
+def test_an_arm_of_few_runs_that_spreads_more_is_mostly_not_found_to_differ() -> None:
+    """Dunnett's test alone finds something in 26 % of such sweeps, though no arm differs."""
+    assert found_something((5, 5, 5, 5, 3), (1.0, 1.0, 1.0, 1.0, 5.0), sweeps=400) < 0.19 * 400

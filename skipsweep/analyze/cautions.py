@@ -57,7 +57,37 @@ def single_seed(evidence: Evidence, compared: Comparison) -> str | None:
     arms = [arm.name for arm in compared.arms.values() if len(arm.losses) == 1]
     if not arms:
         return None
-    return f"arms with a single finished run, whose spread is assumed to be that of the others: {named(arms)}"
+    so = "whose spread is assumed to be that of the others" if _one_sd(compared) else "so that they cannot be tested"
+    return f"arms with a single finished run, {so}: {named(arms)}"
+
+
+def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
+    """Dunnett's test holds its level also where spreads differ, as long as arms have as many runs as others."""
+    if not _one_sd(compared):
+        return None
+    most = max(len(arm.losses) for arm in compared.arms.values())
+    arms = [f"{arm.name} ({n})" for arm in compared.arms.values() if 1 < (n := len(arm.losses)) <= most / 2]
+    if not arms:
+        return None
+    return (
+        f"arms with half of the others' {most} finished runs or less; if their spread is not that of the others, as "
+        f"the test takes it to be, but larger, differences are found that are none: {named(arms)}"
+    )
+
+
+def diverged(evidence: Evidence, compared: Comparison) -> str | None:
+    """Named, not left out: that would be a choice made after looking."""
+    arms = {arm.name: arm for arm in compared.arms.values() if not arm.shares}
+    found = []
+    for name, i in statistics.far({name: arm.losses for name, arm in arms.items()}):
+        run = [run for run in arms[name].runs if run.val_loss is not None][i]
+        found.append(f"{run.name} of {name} ({run.val_loss:.4f})")
+    if not found:
+        return None
+    return (
+        f"runs that lie far from their arm, possibly diverged: {named(found)}; such a run makes its arm's mean and "
+        "spread, so that nothing can be told of that arm, and nothing of any where it is one of the baseline"
+    )
 
 
 def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
@@ -153,10 +183,12 @@ def published_otherwise(evidence: Evidence, compared: Comparison) -> str | None:
 RULES = (
     unfinished,
     no_baseline,
+    diverged,
     confounded,
     other_steps,
     shared_runs,
     single_seed,
+    fewer_runs,
     no_spread,
     best_of_many,
     pairs_would_tell_more,
@@ -165,6 +197,11 @@ RULES = (
     imported,
     published_otherwise,
 )
+
+
+def _one_sd(compared: Comparison) -> bool:
+    """Whether arms were tested as having the same spread."""
+    return any(arm.test is not None and arm.test.method == "dunnett" for arm in compared.arms.values())
 
 
 def _steps(arm: Arm) -> set[int]:

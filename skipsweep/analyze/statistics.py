@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import fmean
+from statistics import fmean, median, median_high, median_low
 
 import numpy as np
 from scipy import special
@@ -17,9 +17,13 @@ ALPHA = 0.05
 """Level of comparisons with the baseline, over all arms together."""
 TARGET_ALPHA = 0.01
 """Level of the test against the target: the speedrun's rule."""
-UNEQUAL_VARIANCES = 0.01
-"""Below this p-value of the Brown-Forsythe test, arms are not given one standard deviation. Fixed here, and decided by
-the spreads alone, before any mean is looked at."""
+UNEQUAL_VARIANCES = 0.05
+"""Below this p-value of `widest`, arms are not given one standard deviation. Fixed here, and decided by the spreads
+alone, before any mean is looked at."""
+FAR = 20.0
+"""Spreads from its arm beyond which a run may have diverged."""
+FAR_ALPHA = 0.001
+"""How often chance alone is to place a run of a sweep beyond that."""
 POWER = 0.8
 MOST_SEEDS = 10_000
 """More seeds than this are not counted: nobody will run them."""
@@ -109,27 +113,62 @@ def compare(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[
     return _dunnett(base, arms)
 
 
-def brown_forsythe(groups: Sequence[Sequence[float]]) -> float | None:
-    """p that groups have one variance: analysis of variance of the distances to each group's median.
+def widest(groups: Sequence[Sequence[float]]) -> float | None:
+    """p that no group spreads more than the others: the F-test of each variance against that of the others pooled, with
+    Bonferroni's correction.
 
-    Groups of less than three values say nothing of a spread and are left out; None with less than two others.
+    Sees one diverged run, and works from two values on, where tests on distances to the median see nothing; of one
+    group among equal ones it sees more than Bartlett's. Groups without a spread (one value, one seed repeated) say
+    nothing and are left out; None with less than two others.
     """
-    away = [np.abs(np.asarray(g) - np.median(g)) for g in groups if len(g) > 2]
-    if len(away) < 2:
-        return None
-    n, k = sum(map(len, away)), len(away)
-    centre = np.concatenate(away).mean()
-    between = sum(len(a) * (a.mean() - centre) ** 2 for a in away) / (k - 1)
-    within = sum(((a - a.mean()) ** 2).sum() for a in away) / (n - k)
-    if within <= (_TINY * max(abs(v) for g in groups for v in g)) ** 2:
-        return None
-    return float(special.fdtrc(k - 1, n - k, between / within))
+    known = [g for g in groups if sd(g)]
+    tails = []
+    for i, group in enumerate(known):
+        own, others = sd(group), pooled_sd(known[:i] + known[i + 1 :])
+        if own and others:
+            tails.append(float(special.fdtrc(len(group) - 1, others[1], (own / others[0]) ** 2)))
+    return min(1.0, len(tails) * min(tails)) if tails else None
 
 
 def variances_differ(groups: Sequence[Sequence[float]]) -> bool:
-    """The rule that chooses between Dunnett and Welch: Brown and Forsythe's p < 0.01."""
-    p = brown_forsythe(groups)
+    """The rule that chooses between Dunnett and Welch: `widest` gives p < 0.05."""
+    p = widest(groups)
     return p is not None and p < UNEQUAL_VARIANCES
+
+
+def far(groups: Mapping[str, Sequence[float]]) -> list[tuple[str, int]]:
+    """(group, index) of every value that lies far from its group's median, as a diverged run does.
+
+    In units of the median of the other groups' spreads, which a diverged run or two do not set; where few values say
+    what is usual, only a value much farther away is named.
+    """
+    spreads = {name: (found, len(group) - 1) for name, group in groups.items() if (found := sd(group))}
+    count, found = sum(map(len, groups.values())), []
+    for name, group in groups.items():
+        elsewhere = [v for other in groups if other != name for v in groups[other]]
+        centre = _centre(group, elsewhere) if group else 0.0
+        others = [spread for other, spread in spreads.items() if other != name]
+        for i, value in enumerate(group):
+            rest = [*group[:i], *group[i + 1 :]]
+            usual = others or ([(own, len(rest) - 1)] if (own := sd(rest)) else [])
+            if usual and abs(value - centre) > _far(usual, count):
+                found.append((name, i))
+    return found
+
+
+def _centre(group: Sequence[float], elsewhere: Sequence[float]) -> float:
+    """The median; of the two values in the middle of an even number the one that is nearer to the other groups: of two
+    runs it is the one that has not diverged."""
+    around = median(elsewhere or group)
+    return min(median_low(group), median_high(group), key=lambda middle: abs(middle - around))
+
+
+def _far(usual: Sequence[tuple[float, int]], count: int) -> float:
+    """The distance beyond which one of `count` values is far. `usual`: spreads and their degrees of freedom."""
+    df = sum(freedom for _, freedom in usual)
+    if len(usual) > 1:
+        df = max(1, df // 2)  # a median knows less than a mean
+    return max(FAR, t_quantile(1 - FAR_ALPHA / 2 / count, df)) * median_low(spread for spread, _ in usual)
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
