@@ -220,7 +220,7 @@ def test_another_guise_of_a_run_is_no_second_run(tmp_path: Path) -> None:
     other = write(folder / "other.txt", text(2.92))
     found = import_logs(multirun, [folder], "old")
     assert found.repeated == [f"{console}: {log}", f"{crlf}: {log}"]
-    assert len(found.runs) == 2
+    assert (len(found.runs), found.files) == (2, 2)
     assert import_logs(multirun, [console, other], "old").runs == found.runs
     assert listing.status(multirun, "old").counts == {"done": 2}
 

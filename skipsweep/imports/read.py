@@ -21,7 +21,7 @@ class Imported:
     runs: list[str] = field(default_factory=list)
     """Runs of the sweep that these files are, in order of arm and file."""
     files: int = 0
-    """Of so many files."""
+    """Of so many files, copies not counted."""
     several: list[str] = field(default_factory=list)
     """`file: number` of files that hold several runs; the second is called `file#2`."""
     refused: list[str] = field(default_factory=list)
@@ -68,7 +68,9 @@ def read(multirun: Multirun, paths: Sequence[Path], arm: str | None, found: Impo
         if label is None:
             found.unmatched.append(str(path))
         else:
-            runs += _read(multirun, path, label, found, seen)
+            own = list(_read(multirun, path, label, found, seen))
+            found.files += bool(own)
+            runs += own
     if not runs:
         raise UserError(f"nothing to import: {_why_nothing(found)}")
     return runs
@@ -124,7 +126,6 @@ def _read(multirun: Multirun, path: Path, arm: str, found: Imported, seen: dict[
     if not log.runs:
         found.refused.append(f"{path}: no line `step:S/N ... train_time:T ms`")
         return
-    found.files += 1
     found.damaged += [f"{path}:{line}" for line in log.damaged]
     named = [one.split(": ")[0] for one in found.unread]
     found.unread += [f"{name}: {path}" for name in log.unread if name not in named]
