@@ -140,6 +140,10 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "name with a folder": ("-m sweep.name=a/b", "sweep.name='a/b' cannot name a folder"),
     "name of the folder itself": ("-m sweep.name=.", "sweep.name='.' cannot name a folder"),
     "empty name": ("-m sweep.name=", "sweep.name='' cannot name a folder"),
+    "name of single runs": (
+        "-m sweep.name=single",
+        "sweep.name=single stands for runs that are launched by themselves",
+    ),
     "long name": ("-m sweep.name=" + 300 * "x", "cannot name a folder; valid: up to 100 letters"),
     "baseline": ("-m skip_layers=none,0 sweep.baseline=best", "best is no arm of this sweep; valid: skip_layers=none"),
     "seeds": ("-m sweep.seeds=many", "sweep.seeds"),

@@ -17,7 +17,7 @@ from skipsweep.config import Config, Data, Paths, Random, RunConfig, Sweep, choi
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
 from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun, names_a_folder
+from skipsweep.rundir import SINGLE, Multirun, names_a_folder
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import confound, identity, select
 from skipsweep.sweep.ranking import Rankings
@@ -226,7 +226,9 @@ def _own_name(points: list[Point], wanted: Sequence[Wanted]) -> str:
 
 
 def _given_name(sweep: Sweep) -> str | None:
-    """Raises UserError for a name that would leave multirun/sweeps."""
+    """Raises UserError for a name that would leave multirun/sweeps, or means something else."""
+    if sweep.name == SINGLE:
+        raise UserError(f"sweep.name={SINGLE} stands for runs that are launched by themselves; valid: any other name")
     if sweep.name is not None and not names_a_folder(sweep.name):
         raise UserError(
             f"sweep.name={sweep.name!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,- , "
