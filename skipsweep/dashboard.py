@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipsweep import mirror
-from skipsweep.analyze.evidence import read_plan
+from skipsweep.analyze.documents import read_plan
 from skipsweep.config import Wandb
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun

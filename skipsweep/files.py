@@ -84,11 +84,13 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of `path`, or None where there is no such file."""
+    """The content of `path`, or None where there is no such file. Raises ValueError where it is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except RecursionError as problem:
+        raise ValueError(f"{path.name} is nested too deeply") from problem
 
 
 def write_yaml(path: Path, value: Any, durable: bool = True) -> None:
@@ -124,7 +126,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     for line in content.split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row

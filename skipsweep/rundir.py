@@ -138,18 +138,20 @@ class RunDir:
         files.write_json(self.status, {"state": state, "time": time.time(), **details}, durable)
 
     def read_status(self) -> dict[str, Any]:
-        """status.json, or `{"state": "planned"}` where it is missing, or torn by a power cut."""
+        """status.json, or `{"state": "planned"}` where it is missing, torn by a power cut, or says no state."""
         try:
-            return files.read_json(self.status) or {"state": "planned"}
+            found = files.read_json(self.status)
         except ValueError:
-            return {"state": "planned"}
+            found = None
+        return found if isinstance(found, dict) and found.get("state") in STATES else {"state": "planned"}
 
     def read_serves(self) -> dict[str, Any]:
         """serves.json: sweep -> arm and tags; empty where it is missing, or torn by a power cut."""
         try:
-            return files.read_json(self.serves) or {}
+            found = files.read_json(self.serves)
         except ValueError:
-            return {}
+            found = None
+        return found if isinstance(found, dict) else {}
 
     def note_serves(self, points: dict[str, Any]) -> None:
         """Note which points of which sweeps this run serves, beside what other sweeps noted: serves.json.
@@ -179,7 +181,8 @@ class RunDir:
 
 
 def _attempt(row: dict[str, Any]) -> int:
-    return row.get("attempt", 0)
+    attempt = row.get("attempt")
+    return attempt if isinstance(attempt, int) else 0
 
 
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")

@@ -42,11 +42,12 @@ def observe(run: RunDir) -> Observation:
         return Observation(run.name, "new")
     status = run.read_status()
     state = status["state"]
-    common = {key: status.get(key) for key in ("cause", "message", "log", "attempt")}
+    kinds = {"cause": str, "message": str, "log": str, "attempt": int}
+    common = {key: status[key] for key, kind in kinds.items() if isinstance(status.get(key), kind)}
     if state in FINAL:
         return Observation(run.name, state, **common)
     holder = lease.newest(run)
-    live = lease.is_live(run, holder)
+    live, progress = lease.is_live(run, holder), (holder or {}).get("progress")
     if live:
         state = "running"
     elif state == "running":
@@ -56,7 +57,7 @@ def observe(run: RunDir) -> Observation:
         state,
         **common,
         holder=lease.describe(holder) if live and holder else None,
-        progress=(holder or {}).get("progress") or None,
+        progress=progress if isinstance(progress, dict) and progress else None,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from skipsweep import mirror
-from skipsweep.analyze.evidence import read_plan
+from skipsweep.analyze.documents import read_plan
 from skipsweep.config import Wandb
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.status import FINAL, observe

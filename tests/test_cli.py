@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import Done, Place, request
+from sweep_folders import Made
 
 from skipsweep import cli, files, lease, mirror
 from skipsweep.config import Wandb
@@ -120,6 +121,33 @@ def test_status_of_everything(here: Callable[..., Done]) -> None:
     assert failed["message"] == "training loss is not finite [/at] step 3"
     assert f"nan: {failed['message']}" in done.line(failed["run"])
     assert not any(run["run"] in done.out for run in found["runs"] if run["state"] == "done")
+
+
+DAMAGE = ("", "{", "3", "[1, 2]", "{}", "null", '{"val_loss": "x", "state": 3}', "[" * 100_000)
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=lambda content: content[:20])
+@pytest.mark.parametrize("name", ["result.json", "status.json", "serves.json", "lease/1.json"])
+def test_damaged_files_break_no_command(
+    tmp_path: Path, skipsweep: Callable[..., Done], name: str, content: str
+) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("5", [2.5, 2.6], sources=[5])
+    one, other = made.arm("none", [2.5, None], state="running")
+    multirun = made.write()
+    one.write_status("done")
+    for run in (one, other):
+        (run.path / name).write_text(content)
+    for command in (["list"], ["status"], ["status", made.name], ["compare", one.name, other.name]):
+        for more in ([], ["--json"]):
+            done = skipsweep(*command, *more, "--multirun", str(multirun.path))
+            assert (done.status, done.err) == (0, ""), done
+    if name == "result.json":
+        assert row_of(skipsweep("list", "--multirun", str(tmp_path)), one.name)[1:4] == [
+            "done",
+            "(result.json",
+            "damaged)",
+        ]
 
 
 def test_status_of_a_sweep(here: Callable[..., Done]) -> None:

@@ -7,7 +7,9 @@ import pytest
 from sweep_folders import Made
 
 from skipsweep import files
+from skipsweep.analyze import findings
 from skipsweep.analyze.evidence import nested, read
+from skipsweep.analyze.figures import tables
 from skipsweep.errors import UserError
 
 
@@ -43,7 +45,9 @@ def test_rows_are_what_the_run_folder_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["result.json", "status.json", "identity.json", "env.json", "metrics.jsonl"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"val_loss": NaN, "state": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"val_loss": NaN, "state": 3}', b"\xff\xfe", b"[" * 100_000], ids=repr
+)
 def test_damaged_files_are_missing_values(tmp_path: Path, name: str, content: bytes) -> None:
     made = Made(tmp_path)
     [folder, _] = made.arm("none", [2.5, 2.6])
@@ -52,7 +56,54 @@ def test_damaged_files_are_missing_values(tmp_path: Path, name: str, content: by
     assert run.outcome == ("missing" if name == "result.json" else "done")
     if name == "result.json" and content != b"null":
         assert "result.json" in (run.cause or "")
+        assert run.damaged == ("result.json",)
     run.rows()
+
+
+HUGE = 10**400
+
+
+def test_values_of_another_type_are_missing_and_their_file_is_named(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    [folder] = made.arm("none", [2.5], lambdas={"lambda/x": 0.5})
+    sums = {"dense": {"a": 3, "b": None}, "estimated": {"a": 3.0}, "measured": 7}
+    odd = {"steps": "100", "lambdas": {"lambda/x": 0.5, "lambda/y": HUGE}, "inference_flops_per_token": sums}
+    files.write_json(folder.result, files.read_json(folder.result) | odd)
+    files.write_json(folder.env, {"1": {"host": 3, "gpus": 4, "world_size": "x"}})
+    files.append_row(folder.metrics, {"attempt": "x", "step": 100, "val/loss": HUGE})
+    files.append_row(folder.metrics, {"attempt": 1, "step": HUGE, "val/loss": 2.0})
+    files.write_json(folder.identity, {"recipe": {"model": 3, "head_type": [1]}})
+    evidence = made.read()
+    [run] = evidence.of_arm("none")
+    assert run.result is not None
+    assert (run.val_loss, run.result["steps"], run.result["lambdas"]) == (2.5, None, {"lambda/x": 0.5})
+    assert run.result["inference_flops_per_token"] == {"estimated": {"a": 3.0}}
+    assert (run.env.hosts, run.env.world_sizes, run.damaged) == ((), (), ("result.json",))
+    assert run.series("val/loss")[-1].tolist() == [100, 10.0, 2.5]
+    assert tables.of(evidence)["runs"][0]["loss"] == 2.5
+    [told] = [text for text in findings.find(evidence).warnings if "damaged" in text]
+    assert told == f"damaged files, of which only what can be read counts: {folder.name}/result.json"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("published", [1], "published is not a mapping"),
+        ("confounds", {"5": "schedule.steps"}, "confounds is not a mapping of arms to lists of strings"),
+        ("may_differ", 3, "may_differ is not a list of strings"),
+        ("commands", [None], "commands is not a list of strings"),
+        ("target", HUGE, "target is not a number"),
+    ],
+)
+def test_a_plan_with_another_type_is_told_and_null_is_nothing(
+    tmp_path: Path, key: str, value: object, says: str
+) -> None:
+    made = Made(tmp_path, plan={key: value})
+    made.arm("none", [2.5])
+    with pytest.raises(UserError, match=f"plan.json cannot be read: {says}; the launch that made it"):
+        made.read()
+    made.plan[key] = None
+    assert findings.find(made.read()).answer
 
 
 def test_a_run_without_a_folder_is_missing(tmp_path: Path) -> None:
@@ -72,8 +123,10 @@ def test_an_unknown_sweep_and_a_torn_plan_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"plan.json cannot be read"):
         read(multirun, ["question"])
     multirun.sweep("question").plan.write_text('{"points": [{"key": ["none", 0]}]}')
-    with pytest.raises(UserError, match="a point that cannot be read"):
-        read(multirun, ["question"])
+    for key in ('["none", 0]', '["none", null, 0]', "[7, 0, 0]"):
+        multirun.sweep("question").plan.write_text(f'{{"points": [{{"key": {key}, "run": "a-1"}}]}}')
+        with pytest.raises(UserError, match="a point that cannot be read"):
+            read(multirun, ["question"])
 
 
 def test_several_sweeps_are_united(tmp_path: Path) -> None:

@@ -173,6 +173,9 @@ def test_what_is_not_there_is_one_line_with_what_is(tmp_path: Path) -> None:
     other = report.make(multirun, ["question"], baseline="5", out=tmp_path / "elsewhere")
     assert other.evidence.baseline == "5"
     assert other.page == tmp_path / "elsewhere" / "index.html"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^no report can be written to .*/file \(.*; --out names another$"):
+        report.make(multirun, ["question"], out=tmp_path / "file")
 
 
 # --------------------------------------------------------------------------------------------------------------- power
@@ -276,6 +279,7 @@ def test_a_report_of_damaged_folders_is_written(tmp_path: Path) -> None:
     written = report.make(multirun, ["question"])
     assert written.findings.counts == {"planned": 4, "done": 3, "failed": 0, "running": 0, "missing": 1}
     assert written.findings.warnings[0].startswith("1 of 4 runs have no result")
+    assert written.findings.warnings[1].endswith(f": {gone.name}/result.json")
 
 
 # ------------------------------------------------------------------------------------------------------------ warnings

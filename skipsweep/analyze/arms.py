@@ -5,7 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from skipsweep import files
+from skipsweep.analyze import documents
 from skipsweep.rundir import Multirun
 
 
@@ -48,21 +48,21 @@ class Arm:
 
 
 def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
-    """The arms of a sweep, in the order planned; the baseline first."""
-    plan = files.read_json(multirun.sweep(name).plan)
+    """The arms of a sweep, in the order planned; the baseline first. Raises UserError without a plan."""
+    plan = documents.read_plan(multirun, name)
     grouped: dict[str, dict[tuple[int, int], str]] = {}
-    for point in plan["points"]:
-        arm, seed, replicate = point["key"]
-        grouped.setdefault(arm, {})[seed, replicate] = point["run"]
-    results = {run: files.read_json(multirun.run(run).result) for runs in grouped.values() for run in runs.values()}
-    order = sorted(grouped, key=lambda arm: arm != plan["baseline"])
+    for point in documents.points(name, plan):
+        grouped.setdefault(point.arm, {})[point.seed, point.replicate] = point.run
+    results = {run: documents.result(multirun.run(run)) for runs in grouped.values() for run in runs.values()}
+    baseline = plan.get("baseline")
+    order = sorted(grouped, key=lambda arm: arm != baseline)
     confounds = plan.get("confounds", {})  # those of imported sweeps have none
     first: dict[tuple[str, ...], str] = {}
     arms = []
     for name in order:
         original = first.setdefault(tuple(run for _, run in sorted(grouped[name].items())), name)
         same_as = None if original == name else original
-        marks = name == plan["baseline"], same_as, confounds.get(name, ())
+        marks = name == baseline, same_as, confounds.get(name, ())
         arms.append(_arm(multirun, name, grouped[name], grouped[order[0]], results, marks))
     return arms
 
@@ -89,8 +89,8 @@ def _arm(
         val_loss_sd=sd(losses),
         difference=None if is_baseline or same_as else difference,
         pairs=pairs,
-        steps=found[0]["steps"] if found else None,
-        train_time_s=mean([r["train_time_s"] for r in found]),
+        steps=found[0].get("steps") if found else None,
+        train_time_s=mean([seconds for r in found if (seconds := r.get("train_time_s")) is not None]),
         parameters=_total(found, "parameters"),
         flops_per_token=_total(found, "flops_per_token"),
         inference_estimated=inference_flops(found, "estimated"),

@@ -12,7 +12,8 @@ from typing import Any
 from skipsweep import published as shipped
 from skipsweep.analyze import statistics
 from skipsweep.analyze.comparison import Comparison
-from skipsweep.analyze.evidence import Evidence, Point, Run, as_number
+from skipsweep.analyze.documents import Point, as_number
+from skipsweep.analyze.evidence import Evidence, Run
 
 _CONCAT = {"input": "input_emb", "extra": "extra_emb", "last": "layer15"}
 """Our named sources of a concat head -> theirs."""

@@ -31,6 +31,11 @@ def unfinished(evidence: Evidence, compared: Comparison) -> str | None:
     return f"{len(open_)} of {len(evidence.runs)} runs have no result; these arms stand on fewer runs: {named(few)}"
 
 
+def damaged(evidence: Evidence, compared: Comparison) -> str | None:
+    found = [f"{run.name}/{file}" for run in evidence.runs.values() for file in run.damaged]
+    return f"damaged files, of which only what can be read counts: {named(found)}" if found else None
+
+
 def no_baseline(evidence: Evidence, compared: Comparison) -> str | None:
     if compared.baseline is None:
         return "no arm is the baseline, so nothing is compared; choose one with --baseline"
@@ -182,6 +187,7 @@ def published_otherwise(evidence: Evidence, compared: Comparison) -> str | None:
 
 RULES = (
     unfinished,
+    damaged,
     no_baseline,
     diverged,
     confounded,

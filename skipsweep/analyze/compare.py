@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from skipsweep import files
+from skipsweep.analyze import documents
 from skipsweep.config import leaves
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
@@ -68,7 +68,10 @@ def _pairs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _losses(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    curves = [{row["step"]: row["val/loss"] for row in rows if "val/loss" in row} for rows in (a, b)]
+    curves = [
+        {row["step"]: loss for row in rows if (loss := documents.as_number(row.get("val/loss"))) is not None}
+        for rows in (a, b)
+    ]
     common = sorted(curves[0].keys() & curves[1].keys())
     return [
         {"step": step, "a": curves[0][step], "b": curves[1][step], "difference": curves[1][step] - curves[0][step]}
@@ -79,10 +82,11 @@ def _losses(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[dict[str, 
 def _last_lambdas(rows: list[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in rows:
-        found.update({key: value for key, value in row.items() if key.startswith(("lambda/", "gate/"))})
+        learned = {key: documents.as_number(row[key]) for key in row if key.startswith(("lambda/", "gate/"))}
+        found.update({key: value for key, value in learned.items() if value is not None})
     return found
 
 
 def _final(run: RunDir) -> dict[str, Any]:
-    result = files.read_json(run.result) or {}
+    result = documents.result(run) or {}
     return {key: result.get(key) for key in ("val_loss", "steps", "tokens", "train_time_s")}

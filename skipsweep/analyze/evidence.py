@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from skipsweep import files
+from skipsweep.analyze import documents
+from skipsweep.analyze.documents import Point, as_number, document, read_plan
 from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun, RunDir, names_a_folder
-from skipsweep.status import observe
+from skipsweep.rundir import STATES, Multirun, RunDir
 
 OUTCOMES = ("done", "failed", "running", "missing")
 """What can have become of a planned run; every run has exactly one."""
@@ -44,7 +44,7 @@ class Run:
     state: str
     """As `skipsweep status` says it: a state of status.json, `interrupted`, or `new` without a folder."""
     cause: str | None = None
-    """Of a failure; or which of its files is damaged."""
+    """Of a failure; or the first of its damaged files."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """identity.json's complete recipe, nested as in config.yaml; empty where the run was imported without one."""
     result: Mapping[str, Any] | None = None
@@ -53,6 +53,8 @@ class Run:
     imported: bool = False
     """Made from somebody's log, not trained here."""
     folder: RunDir | None = None
+    damaged: tuple[str, ...] = ()
+    """Names of its small files that are not what they should be; what can be used of them is used."""
 
     @property
     def outcome(self) -> str:
@@ -65,6 +67,11 @@ class Run:
     def val_loss(self) -> float | None:
         """Final validation loss in nats per token; None unless the run is done."""
         return None if self.result is None else float(self.result["val_loss"])
+
+    def setting(self, group: str, key: str) -> Any:
+        """A value of the recipe; None where it has none."""
+        found = self.recipe.get(group)
+        return found.get(key) if isinstance(found, Mapping) else None
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, one per step in order of steps: of a step written twice the last attempt's, torn
@@ -93,16 +100,16 @@ class Run:
     def mixed_shares(self) -> list[tuple[int, str, float]]:
         """(layer, term, norm-corrected weight) of what every block's input is a sum of; empty unless the weights have
         been read (`skipsweep inspect`, `record.inspect=true`)."""
-        sums = _document(self.folder.inspection_json).get("shares") if self.folder else None
+        sums = document(self.folder.inspection_json).get("shares") if self.folder else None
         try:
             return [
-                (int(one["layer"]), str(term["name"]), float(term["share"]))
+                (int(one["layer"]), str(term["name"]), share)
                 for one in sums or ()
                 if one["mechanism"] == "mix"
                 for term in one["terms"]
-                if term["share"] is not None
+                if (share := as_number(term["share"])) is not None
             ]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return []
 
     @cached_property
@@ -110,32 +117,17 @@ class Run:
         """Key -> one float64 per row, nan where the row has no number: a tenth of what dicts would take."""
         try:
             rows = self.folder.read_metrics() if self.folder else []
-        except (OSError, TypeError):
+        except OSError:
             return {}
+        rows = [row for row in rows if as_number(row["step"]) is not None]
         columns: dict[str, np.ndarray] = {}
         for i, row in enumerate(rows):
             for key, value in row.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
+                if (number := as_number(value)) is not None:
                     if key not in columns:
                         columns[key] = np.full(len(rows), np.nan)
-                    columns[key][i] = value
+                    columns[key][i] = number
         return columns
-
-
-@dataclass(frozen=True)
-class Point:
-    """One choice on a sweep's axes; several points may be served by the same run."""
-
-    arm: str
-    seed: int
-    replicate: int
-    run: str
-    sources: tuple[Any, ...] = ()
-    ordering: tuple[int, ...] | None = None
-    """The selection method's ordering as frozen when planned, where `topN` was asked for."""
-    tags: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    sweep: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,7 +176,7 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
     if not names:
         raise UserError("no sweep named; `skipsweep status` lists them")
     plans = {name: read_plan(multirun, name) for name in names}
-    wanted = [point for name, plan in plans.items() for point in _points(name, plan)]
+    wanted = [point for name, plan in plans.items() for point in documents.points(name, plan)]
     runs = {run: read_run(multirun.run(run)) for run in dict.fromkeys(point.run for point in wanted)}
     points, baseline = _unite(wanted, runs), plans[names[0]].get("baseline")
     return Evidence(
@@ -203,46 +195,6 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
     )
 
 
-def read_plan(multirun: Multirun, name: str) -> dict[str, Any]:
-    """plan.json of a sweep. Raises UserError where there is none, or it cannot be read."""
-    folder = multirun.sweep(name)
-    try:
-        found = files.read_json(folder.plan) if names_a_folder(name) else None
-    except (ValueError, OSError) as problem:
-        raise UserError(
-            f"{folder.plan} cannot be read ({problem}); the launch that made it writes it anew"
-        ) from problem
-    if found is None:
-        known = ", ".join(sweep.name for sweep in multirun.all_sweeps()) or "none yet"
-        raise UserError(f"no sweep {name} below {multirun.sweeps}; there are: {known}")
-    if not isinstance(found, dict) or not isinstance(found.get("points"), list):
-        raise UserError(f"{folder.plan} is no plan of a sweep: it has no list of points")
-    return found
-
-
-def _points(sweep: str, plan: Mapping[str, Any]) -> list[Point]:
-    try:
-        return [_point(sweep, point) for point in plan["points"]]
-    except (KeyError, TypeError, ValueError) as problem:
-        raise UserError(f"plan.json of sweep {sweep} has a point that cannot be read: {problem!r}") from problem
-
-
-def _point(sweep: str, point: Mapping[str, Any]) -> Point:
-    arm, seed, replicate = point["key"]
-    order = point.get("ordering")
-    return Point(
-        arm=arm,
-        seed=seed,
-        replicate=replicate,
-        run=point["run"],
-        sources=tuple(point.get("sources") or ()),
-        ordering=None if order is None else tuple(order),
-        tags=tuple(point.get("tags") or ()),
-        overrides=tuple(point.get("overrides") or ()),
-        sweep=sweep,
-    )
-
-
 def _first(plans: Mapping[str, Mapping[str, Any]], key: str) -> Any:
     return next((plan[key] for plan in plans.values() if plan.get(key) is not None), None)
 
@@ -252,11 +204,6 @@ def _mapping(plans: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]
     for plan in reversed(list(plans.values())):
         found |= plan.get(key) or {}
     return found
-
-
-def as_number(value: Any) -> float | None:
-    """A number from somebody's file; None for anything else, true and false among it."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 # ---------------------------------------------------------------------------------------------------- several sweeps
@@ -283,58 +230,31 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def read_run(folder: RunDir) -> Run:
-    """Read a run's small files; whatever cannot be read is left out, and named in `cause` where it was the result."""
-    state, cause = _state(folder)
-    result, damage = _result(folder)
-    identity, env = _document(folder.identity), _document(folder.env)
+    """Read a run's small files; whatever cannot be read is left out, and its file named in `damaged`."""
+    damaged: list[str] = []
+    seen, result = documents.observed(folder), documents.result(folder, damaged)
+    identity, env, status = (document(path, damaged) for path in (folder.identity, folder.env, folder.status))
+    if status and status.get("state") not in STATES:
+        damaged.append(folder.status.name)
     recipe = identity.get("recipe")
     return Run(
         name=folder.name,
-        state=state,
-        cause=damage or cause,
+        state=seen.state,
+        cause=f"{damaged[0]} damaged" if damaged else seen.cause,
         recipe=nested(recipe) if isinstance(recipe, dict) else {},
         result=result,
         env=_environment(env, identity),
-        imported=bool(identity.get("imported") or _document(folder.status).get("imported")),
+        imported=bool(identity.get("imported") or status.get("imported")),
         folder=folder,
+        damaged=tuple(damaged),
     )
-
-
-def _state(folder: RunDir) -> tuple[str, str | None]:
-    try:
-        seen = observe(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "damaged", "status.json or lease damaged"
-    return seen.state, seen.cause
-
-
-def _result(folder: RunDir) -> tuple[dict[str, Any] | None, str | None]:
-    """(result.json, what is wrong with it): one without a finite validation loss is none."""
-    try:
-        found = files.read_json(folder.result)
-    except (OSError, ValueError):
-        return None, "result.json damaged"
-    if found is None:
-        return None, None
-    loss = found.get("val_loss") if isinstance(found, dict) else None
-    if not isinstance(loss, int | float) or isinstance(loss, bool) or not np.isfinite(loss):
-        return None, "result.json without a finite val_loss"
-    return found, None
-
-
-def _document(path: Any) -> dict[str, Any]:
-    try:
-        found = files.read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _environment(env: Mapping[str, Any], identity: Mapping[str, Any]) -> Environment:
     attempts = [entry for entry in env.values() if isinstance(entry, dict)]
 
-    def distinct(key: str) -> tuple[Any, ...]:
-        return tuple(dict.fromkeys(entry[key] for entry in attempts if isinstance(entry.get(key), str | int)))
+    def distinct(key: str, kind: type = str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(entry[key] for entry in attempts if isinstance(entry.get(key), kind)))
 
     gpus = dict.fromkeys(
         g for entry in attempts if isinstance(entry.get("gpus"), list) for g in map(str, entry["gpus"])
@@ -346,7 +266,7 @@ def _environment(env: Mapping[str, Any], identity: Mapping[str, Any]) -> Environ
         commits=distinct("commit"),
         codes=distinct("code"),
         torch=distinct("torch"),
-        world_sizes=distinct("world_size"),
+        world_sizes=distinct("world_size", int),
         results_version=version if isinstance(version, int) else None,
     )
 

@@ -257,10 +257,8 @@ def _lambdas(compared: Comparison) -> list[Row]:
     for arm in compared.arms.values():
         values: dict[str, list[float]] = defaultdict(list)
         for run in arm.runs:
-            learned = (run.result or {}).get("lambdas")
-            for label, value in learned.items() if isinstance(learned, Mapping) else ():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    values[label].append(value)
+            for label, value in ((run.result or {}).get("lambdas") or {}).items():
+                values[label].append(value)
         for label, found in values.items():
             row = {"arm": arm.name, "lambda": label, "n": len(found), "mean": fmean(found)}
             rows.append(row | {"sd": statistics.sd(found), "min": min(found), "max": max(found)})

@@ -4,11 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from skipsweep import files
-from skipsweep.analyze import arms
-from skipsweep.errors import UserError
+from skipsweep.analyze import arms, documents
+from skipsweep.analyze.documents import observed
 from skipsweep.rundir import Multirun, RunDir
-from skipsweep.status import Observation, observe
+from skipsweep.status import Observation
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ def runs(multirun: Multirun) -> list[Row]:
 
 
 def _row(run: RunDir) -> Row:
-    seen = observe(run)
-    result: dict[str, Any] = (files.read_json(run.result) if seen.state == "done" else None) or {}
+    seen, damaged = observed(run), []
+    result: dict[str, Any] = (documents.result(run, damaged) if seen.state == "done" else None) or {}
     return Row(
         run=run.name,
         id=run.id,
         state=seen.state,
-        cause=seen.cause,
+        cause=f"{damaged[0]} damaged" if damaged else seen.cause,
         val_loss=result.get("val_loss"),
         steps=result.get("steps"),
         train_time_s=result.get("train_time_s"),
@@ -61,18 +60,15 @@ def _row(run: RunDir) -> Row:
 def status(multirun: Multirun, sweep: str | None) -> Status:
     """All runs, or those of one sweep with its arms.
 
-    Raises UserError for a sweep that does not exist.
+    Raises UserError for a sweep that does not exist or whose plan cannot be read.
     """
     if sweep is None:
-        seen = [observe(run) for run in multirun.all_runs()]
+        seen = [observed(run) for run in multirun.all_runs()]
         return Status(None, None, _counts(seen), seen, [], [s.name for s in multirun.all_sweeps()])
-    plan = files.read_json(multirun.sweep(sweep).plan)
-    if plan is None:
-        known = ", ".join(s.name for s in multirun.all_sweeps()) or "none yet"
-        raise UserError(f"no sweep {sweep} below {multirun.sweeps}; there are: {known}")
-    names = dict.fromkeys(point["run"] for point in plan["points"])
-    seen = [observe(multirun.run(name)) for name in names]
-    return Status(sweep, plan["question"], _counts(seen), seen, arms.of_sweep(multirun, sweep), [])
+    plan = documents.read_plan(multirun, sweep)
+    names = dict.fromkeys(point.run for point in documents.points(sweep, plan))
+    seen = [observed(multirun.run(name)) for name in names]
+    return Status(sweep, plan.get("question"), _counts(seen), seen, arms.of_sweep(multirun, sweep), [])
 
 
 def _counts(seen: list[Observation]) -> dict[str, int]:

@@ -75,7 +75,7 @@ def _gpu_hours(evidence: Evidence) -> float | None:
 
 def _of_run(run: Run) -> float | None:
     seconds = (run.result or {}).get("train_time_s")
-    if not isinstance(seconds, int | float) or not run.env.gpus or not run.env.world_sizes:
+    if seconds is None or not run.env.gpus or not run.env.world_sizes:
         return None
     return seconds / 3600 * run.env.world_sizes[-1]
 

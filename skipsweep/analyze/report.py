@@ -32,15 +32,18 @@ def make(
 ) -> Report:
     """Write index.html, figures/*.svg (and .png) and tables/*.csv into `out`, by default where `place` says.
 
-    Raises UserError for a sweep or a baseline that is not there.
+    Raises UserError for a sweep or a baseline that is not there, and for a folder that cannot be written.
     """
     evidence = reading.read(multirun, names)
     if baseline is not None:
         evidence = _with_baseline(evidence, baseline)
     findings = concluding.find(evidence)
     folder = place(multirun, evidence.names) if out is None else out
-    written = page.write(evidence, findings, folder, png)
-    _write_tables(findings.sheets, folder / "tables")
+    try:
+        written = page.write(evidence, findings, folder, png)
+        _write_tables(findings.sheets, folder / "tables")
+    except OSError as problem:
+        raise UserError(f"no report can be written to {folder} ({problem}); --out names another") from problem
     return Report(evidence, findings, written)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from skipsweep.analyze.evidence import read_plan
+from skipsweep.analyze.documents import read_plan
 from skipsweep.errors import UserError
 from skipsweep.progress import duration
 from skipsweep.rundir import Multirun, RunDir

@@ -18,7 +18,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from skipsweep.analyze.arms import inference_flops
-from skipsweep.analyze.evidence import Evidence, Point, Run
+from skipsweep.analyze.documents import Point, as_number
+from skipsweep.analyze.evidence import Evidence, Run
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -73,7 +74,7 @@ def command(point: Point) -> str:
 
 def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -> Row:
     layers = [source for source in point.sources if isinstance(source, int)]
-    depth = run.recipe.get("model", {}).get("layers")
+    depth = as_number(run.setting("model", "layers"))
     result = run.result or {}
     row = {
         "point": number,
@@ -86,7 +87,7 @@ def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -
         "loss": run.val_loss,
         "difference": None if base is None or run.val_loss is None else run.val_loss - base,
         "baseline": base,
-        "head": run.recipe.get("head_type", {}).get("name"),
+        "head": run.setting("head_type", "name"),
         "method": _method(point),
         "sources": len(point.sources),
         "layer": layers[0] if len(point.sources) == len(layers) == 1 else None,
@@ -112,14 +113,14 @@ def _kind(point: Point, run: Run, is_baseline: bool) -> str:
     if is_baseline:
         return f"baseline: {point.arm}"
     kind = point.tags[0].rsplit("/N=", 1)[0] if point.tags else "arm"
-    head = run.recipe.get("head_type", {}).get("name")
+    head = run.setting("head_type", "name")
     return f"{kind}, {head}" if head and point.sources else kind
 
 
 def _flops(result: Mapping[str, Any]) -> float | None:
     """Of the whole training, in units of 1e15: FLOPs per token times tokens."""
     parts, tokens = result.get("flops_per_token"), result.get("tokens")
-    return None if not isinstance(parts, Mapping) or not tokens else sum(parts.values()) * tokens / 1e15
+    return None if not parts or not tokens else sum(parts.values()) * tokens / 1e15
 
 
 def _inference(result: Mapping[str, Any]) -> float | None:
