@@ -87,6 +87,7 @@ class BatchStep:
         signal.signal(signal.SIGTERM, self._note_termination)
         for number in (signal.SIGUSR2, signal.SIGCONT, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        submission.unborn(self.folder, self.index).unlink(missing_ok=True)
         runs = [RunDir(Path(path)) for path in self.submission.tasks[self.index]]
         todo = [run if self._is_ours(run) else None for run in runs]
         attempts = [lease.next_attempt(run) if run else 0 for run in todo]
