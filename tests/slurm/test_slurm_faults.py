@@ -96,6 +96,15 @@ def test_a_job_that_never_begins_has_failed(case: str, place: SlurmPlace, tmp_pa
     assert played(run) == ["began", "done"]
 
 
+def test_what_srun_refuses_is_told_with_its_log(place: SlurmPlace) -> None:
+    """The attempt, which never began, has no log."""
+    assert place.launch("-m", "hydra.launcher.srun_args=[--foo]", "seed=0", "sweep.name=s").status == 1
+    status = place.runs_of("s")[0].read_status()
+    assert (status["state"], status["cause"]) == ("failed", "exception")
+    assert "--foo" in status["message"]
+    assert "--foo" in Path(status["log"]).read_text()
+
+
 def test_a_job_cancelled_while_it_sets_up_has_not_failed(place: SlurmPlace, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     setup = f"hydra.launcher.setup=['touch {begun}','sleep 600']"

@@ -138,6 +138,7 @@ def run(tmp_path: Path) -> RunDir:
 
 SRUN = """#!/bin/sh
 [ {code} = 75 ] && echo '{{"state": "preempted", "attempt": 1}}' > {run}/status.json
+echo "srun: launcher's own words" >&2
 exit {code}
 """
 SCONTROL = """#!/bin/sh
@@ -175,6 +176,9 @@ def test_a_controller_is_away(case: str, run: RunDir, tmp_path: Path, monkeypatc
     assert batch_step.BatchStep(Path(claim.folder)).run() == (75 if code == 75 else 1)
     assert calls.read_text().splitlines().count("requeue") == requeues
     assert run.read_status()["state"] == state
+    if state == "failed":
+        assert "launcher's own words" in Path(run.read_status()["log"]).read_text()
+        assert run.read_status()["message"] == "srun: launcher's own words"
 
 
 def _program(path: Path, text: str) -> None:
