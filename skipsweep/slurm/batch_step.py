@@ -87,6 +87,7 @@ class BatchStep:
         signal.signal(signal.SIGTERM, self._note_termination)
         for number in (signal.SIGUSR2, signal.SIGCONT, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        submission.unborn(self.folder, self.index).unlink(missing_ok=True)
         runs = [RunDir(Path(path)) for path in self.submission.tasks[self.index]]
         todo = [run if self._is_ours(run) else None for run in runs]
         attempts = [lease.next_attempt(run) if run else 0 for run in todo]
@@ -120,8 +121,8 @@ class BatchStep:
             None if run is None else (str(run.path), attempt) for run, attempt in zip(runs, attempts, strict=True)
         ]
         assignment = Assignment(places, self.submission.packed)
-        log = self.folder / f"srun-{self.index}.log"  # a pipe may stay open in a child of srun after its end
-        with open(log, "ab") as said:
+        log = self._srun_log
+        with open(log, "ab") as said:  # a pipe may stay open in a child of srun after its end
             before = said.tell()
             process = subprocess.Popen(
                 srun_command(self.submission, self.folder, self.index),
@@ -155,9 +156,21 @@ class BatchStep:
         lost_peer = seen.cause == "exception" and bereft
         if said_itself and not lost_peer:
             return
-        log = run.log(attempt, "err")
-        state, details = verdict(death, code, self.said, self.terminated, _last_line(log))
+        log, line = self._evidence(run, attempt)
+        state, details = verdict(death, code, self.said, self.terminated, line)
         run.write_status(state, attempt=attempt, log=str(log), ended=time.time(), job=self.job, **details)
+
+    def _evidence(self, run: RunDir, attempt: int) -> tuple[Path, str | None]:
+        """(Log, line of it) that tell most of how an attempt ended: srun's where the attempt itself said nothing."""
+        log = run.log(attempt, "err")
+        line = _last_line(log)
+        if line or not self.said:
+            return log, line
+        return self._srun_log, _line_with(self.said, "srun: error") or _line_with(self.said, "srun:") or self.said[-1]
+
+    @property
+    def _srun_log(self) -> Path:
+        return self.folder / f"srun-{self.index}.log"
 
     def _leave(self, runs: Sequence[RunDir], executed: Sequence[RunDir]) -> int:
         """Requeue if a run has to go on; the exit status tells SLURM what the files tell."""

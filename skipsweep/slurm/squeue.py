@@ -5,11 +5,14 @@ folder how it ended, or is gone.
 """
 
 import getpass
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from skipsweep import lease
 from skipsweep.rundir import RunDir
@@ -21,6 +24,10 @@ TIMEOUT_S = 30.0
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 NEVER = ("DependencyNeverSatisfied", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionDown")
 """Reasons for which a job waits until somebody does something."""
+
+
+_ENDED_BY_SLURM = re.compile(r"slurmstepd\S*: error: \*\*\* JOB ")
+BEFORE_IT_BEGAN: dict[str, Any] = {"state": "preempted", "cause": "cancelled", "message": "before it began"}
 
 
 class Unreachable(Exception):
@@ -107,19 +114,25 @@ def refined(seen: Observation, run: RunDir, queue: Queue) -> Observation:
     if seen.is_live:
         return replace(seen, job=job.id if job else None)
     if job is None:
-        return _gone(seen, run)
+        return _gone(seen, run, claim)
     seen = replace(seen, job=job.id, stuck=job.stuck)
     if job.is_pending:
         return _waiting(seen, job)
     return _starting(seen, run, job)
 
 
-def _gone(seen: Observation, run: RunDir) -> Observation:
+def _gone(seen: Observation, run: RunDir, claim: Claim) -> Observation:
+    folder = Path(claim.folder)
+    log, words = submission.last_words(folder, claim.index)
+    if run.cancelled.exists():
+        return seen if seen.state == "preempted" else replace(seen, **BEFORE_IT_BEGAN)
+    if submission.unborn(folder, claim.index).exists() and not any(map(_ENDED_BY_SLURM.match, words)):
+        told = words[-1] if words else "the job ended before the run began: a line of setup, or the interpreter"
+        return replace(seen, state="failed", cause="exception", message=told, log=str(log) if log else None)
     if seen.state == "preempted":
         return seen
-    if run.cancelled.exists():
-        return replace(seen, state="preempted", cause="cancelled", message="before it began")
     told = "its job has left the queue without a word (cancelled, killed, or never begun)"
+    told += f"; {log}: {words[-1]}" if words else ""
     return replace(seen, state="interrupted", cause="killed", message=told)
 
 

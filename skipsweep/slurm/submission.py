@@ -4,6 +4,7 @@
       tasks.json          which runs each job of the array executes, and how: the job reads nothing else
       job.json            SLURM's id of the array, once sbatch has told it
       restarts.jsonl      every requeue: job, index, why
+      unborn-K            a job that began and did not get as far as Python
       *.out *.err *.sh    the batch script and what it and srun said; what runs print lies in their own folders
 
 The token is part of the job's name, so one squeue call finds a job whose id was never noted because the launcher died.
@@ -134,6 +135,22 @@ def claim_of(run: RunDir) -> Claim | None:
 def log_of(folder: Path, index: int) -> Path:
     """What the batch script of an array index said."""
     return folder / f"job-{index}.err"
+
+
+def unborn(folder: Path, index: int) -> Path:
+    """There from the batch script's first line until the batch step runs: left behind by a job that died before."""
+    return folder / f"unborn-{index}"
+
+
+def last_words(folder: Path, index: int) -> tuple[Path | None, list[str]]:
+    """(What the batch script of an array index wrote its errors to, where there is something, its last lines)."""
+    err = log_of(folder, index)
+    for path in (err, err.with_suffix(".out")):  # one for both, if asked for
+        with contextlib.suppress(OSError), open(path, "rb") as f:
+            f.seek(max(0, path.stat().st_size - 4096))
+            if lines := f.read().decode(errors="replace").split("\n"):
+                return path, [line.strip() for line in lines if line.strip()][-3:]
+    return None, []
 
 
 def name(given: str, token: str) -> str:

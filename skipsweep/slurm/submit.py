@@ -228,7 +228,7 @@ def _parameters(
         "array_parallelism": parallelism,
         "use_srun": False,  # the batch step starts it, and outlives it
         "stderr_to_stdout": settings["stderr_to_stdout"],
-        "setup": ["set -e", *(settings["setup"] or []), _path_line(made.code)],
+        "setup": ["set -e", _birth_line(folder), *(settings["setup"] or []), _path_line(made.code)],
         "additional_parameters": {
             "wckey": "",  # submitit's own default is one that many clusters refuse
             **(settings["additional_parameters"] or {}),
@@ -237,6 +237,11 @@ def _parameters(
             "error": str(folder / ("job-%a.out" if settings["stderr_to_stdout"] else "job-%a.err")),
         },
     }
+
+
+def _birth_line(folder: Path) -> str:
+    """Until the batch step takes it away, the job is one that has died before it could say so."""
+    return f': > {shlex.quote(str(folder / "unborn-"))}"$SLURM_ARRAY_TASK_ID"'
 
 
 def _path_line(code: str) -> str:

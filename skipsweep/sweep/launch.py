@@ -15,7 +15,7 @@ from skipsweep.config import world_size
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submit
-from skipsweep.status import observe, result
+from skipsweep.status import Observation, result
 from skipsweep.sweep import grammar, report, show
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep.estimate import Estimate, estimate, sizes
@@ -203,9 +203,11 @@ def _frozen_code(plan: Plan) -> Path:
 def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
     """The table at the end, and the exit status."""
     plan.observe()
+    if on_slurm(request):
+        _look_at_queue(plan)  # a job that died before Python could not write it down
     runs = [plan.multirun.run(name) for name in plan.configs]
     if plan.name is None:
-        _show_single(runs[0])
+        _show_single(runs[0], plan.observations[runs[0].name])
     else:
         show.arms(arms.of_sweep(plan.multirun, plan.name))
         show.place("sweep", plan.multirun.sweep(plan.name).path)
@@ -220,8 +222,8 @@ def _conclude(plan: Plan, interrupted: bool, request: LaunchRequest) -> int:
     return 0 if all(seen.state == "done" for seen in plan.observations.values()) else 1
 
 
-def _show_single(run: RunDir) -> None:
-    found, seen = result(run), observe(run)
+def _show_single(run: RunDir, seen: Observation) -> None:
+    found = result(run)
     if seen.state == "done" and found:
         show.result(run, found)
     else:

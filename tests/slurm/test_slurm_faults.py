@@ -65,18 +65,58 @@ def test_every_way_to_end_is_told_and_harms_no_other(any_cluster: Cluster, tmp_p
     assert [played(run).count("began") for run in runs[:3]] == [1, 1, 1]
 
 
-def test_a_job_that_never_begins_is_no_mystery(place: SlurmPlace, tmp_path: Path) -> None:
-    """A line of setup fails: the launcher returns, and the log says which."""
-    setup = "hydra.launcher.setup=['echo before','ls /nowhere/at/all','echo after']"
-    done = place.launch("-m", *stand_in(tmp_path / "play", {}), setup, "seed=0", "sweep.name=s")
+UNBORN: dict[str, tuple[str, str]] = {
+    "setup": ("hydra.launcher.setup=['echo before','ls /nowhere/at/all','echo after']", "/nowhere/at/all"),
+    "setup, silent": ("hydra.launcher.setup=['false']", "a line of setup, or the interpreter"),
+    "interpreter": ("hydra.launcher.python=/no/python", "/no/python"),
+    "another interpreter": ("hydra.launcher.python=/usr/bin/env", "env --help"),
+}
+
+
+@pytest.mark.parametrize("case", UNBORN)
+def test_a_job_that_never_begins_has_failed(case: str, place: SlurmPlace, tmp_path: Path) -> None:
+    """With its last words; it is not begun again and again."""
+    setting, told = UNBORN[case]
+    command = ("-m", "seed=0", "sweep.name=s")
+    done = place.launch(*command, setting)
     (run,) = place.runs_of("s")
     assert done.status == 1
-    assert played(run) == []
     seen = place.status("s")["runs"][run.name]
-    assert (seen["state"], seen["cause"]) == ("interrupted", "killed")
-    log = place.skipsweep("logs", run.name)
-    assert "/nowhere/at/all" in log
-    assert "after" not in log
+    assert (seen["state"], seen["cause"]) == ("failed", "exception")
+    assert told in seen["message"]
+    assert Path(seen["log"]).parent == place.submissions("s")[0]
+    assert f"{run.name}: failed: exception: " in done.out
+    if case == "setup":
+        log = place.skipsweep("logs", run.name)
+        assert "/nowhere/at/all" in log
+        assert "after" not in log
+    assert place.launch(*command).status == 1
+    assert len(place.submissions("s")) == 1, "it was submitted again, unasked"
+    assert place.launch(*command, *stand_in(tmp_path / "play", {}), "retry=failed").status == 0
+    assert played(run) == ["began", "done"]
+
+
+def test_what_srun_refuses_is_told_with_its_log(place: SlurmPlace) -> None:
+    """The attempt, which never began, has no log."""
+    assert place.launch("-m", "hydra.launcher.srun_args=[--foo]", "seed=0", "sweep.name=s").status == 1
+    status = place.runs_of("s")[0].read_status()
+    assert (status["state"], status["cause"]) == ("failed", "exception")
+    assert "--foo" in status["message"]
+    assert "--foo" in Path(status["log"]).read_text()
+
+
+def test_a_job_cancelled_while_it_sets_up_has_not_failed(place: SlurmPlace, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    setup = f"hydra.launcher.setup=['touch {begun}','sleep 600']"
+    assert place.launch(*DETACHED, setup, "seed=0", "sweep.name=s").status == 0
+    (run,) = place.runs_of("s")
+    until(begun.exists)
+    place.cluster.call("scancel", job_of(run))
+    place.cluster.until(lambda: not place.cluster.call("squeue", "--noheader"), "an empty queue")
+    seen = place.status("s")["runs"][run.name]
+    assert seen["state"] == "interrupted", seen
+    assert "CANCELLED" in seen["message"]
+    assert str(place.submissions("s")[0]) in seen["message"]
 
 
 def test_a_time_limit_reached_too_often_is_a_failure(place: SlurmPlace, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def run(tmp_path: Path) -> RunDir:
 
 SRUN = """#!/bin/sh
 [ {code} = 75 ] && echo '{{"state": "preempted", "attempt": 1}}' > {run}/status.json
+echo "srun: launcher's own words" >&2
 exit {code}
 """
 SCONTROL = """#!/bin/sh
@@ -175,6 +176,9 @@ def test_a_controller_is_away(case: str, run: RunDir, tmp_path: Path, monkeypatc
     assert batch_step.BatchStep(Path(claim.folder)).run() == (75 if code == 75 else 1)
     assert calls.read_text().splitlines().count("requeue") == requeues
     assert run.read_status()["state"] == state
+    if state == "failed":
+        assert "launcher's own words" in Path(run.read_status()["log"]).read_text()
+        assert run.read_status()["message"] == "srun: launcher's own words"
 
 
 def _program(path: Path, text: str) -> None:
@@ -318,6 +322,38 @@ def test_secrets_on_the_command_line_are_refused(key: str) -> None:
         secrecy.check([f"{key}=value"], {})
     with pytest.raises(UserError, match="holds a secret"):
         secrecy.check(["sweep.question=is 12345678 it"], {key: "12345678"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[export WANDB_API_KEY=0123]",
+        "['cd /x','export \"HF_TOKEN=0123\"']",
+        '["HF_TOKEN=\\"0123\\""]',
+        "{export: 'ALL,MY_PASSWORD=0123'}",
+        "{HF_TOKEN:0123}",
+        "{a: 1, 'HF_TOKEN': '0123'}",
+        "=0123 HF_TOKEN=0123",
+    ],
+)
+def test_a_secret_inside_a_setting_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"(WANDB_API_KEY|HF_TOKEN|MY_PASSWORD) holds a secret") as caught:
+        secrecy.check([f"hydra.launcher.setup={value}"], {})
+    assert "0123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "['export HF_TOKEN=$(cat ~/.token)']",
+        "['export WANDB_API_KEY=\"$KEY\"','export A_TOKEN=`cat x`']",
+        "['export MAX_TOKENS=4096 TOKENIZERS_PARALLELISM=false']",
+        "{comment: 'tokens: 12', reservation: mine}",
+        "what does a token cost, which is the secret: more data or HF_TOKEN=",
+    ],
+)
+def test_what_a_shell_looks_up_is_no_secret(value: str) -> None:
+    secrecy.check([f"hydra.launcher.setup={value}"], {})
 
 
 def test_the_warnings_are_what_ranks_listen_to() -> None:
