@@ -48,8 +48,9 @@ class Shape:
     packed: bool
 
 
-def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: Path) -> int:
-    """Submit those of `names` that are neither finished nor in flight; returns how many.
+def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: Path) -> tuple[int, list[RunDir]]:
+    """Submit those of `names` that are neither finished nor in flight; returns (how many, those that no job but
+    somebody else executes).
 
     Raises UserError where SLURM does not answer or refuses.
     """
@@ -65,7 +66,7 @@ def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: 
             for part in parts:
                 _submit_array(plan, part, shape, settings, code, max(1, settings["array_parallelism"] // len(parts)))
                 count += sum(map(len, part))
-    return count
+    return count, [run for run in runs if run not in fresh and _has_no_job(run, queue)]
 
 
 def home_of(plan: Plan) -> Path:
@@ -88,6 +89,11 @@ def is_in_flight(run: RunDir, queue: Queue) -> bool:
     if job is not None and job.is_ending:
         return seen.is_live and not (lease.newest(run) or {}).get("job")
     return seen.is_live or (seen.state not in FINAL and job is not None)
+
+
+def _has_no_job(run: RunDir, queue: Queue) -> bool:
+    job = queue.find(run)
+    return job is None or job.is_ending
 
 
 def _queue() -> Queue:
@@ -264,13 +270,20 @@ def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bo
 
 
 def _submit_and_wait(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> None:
-    code = home_of(plan) / "code"
-    code.mkdir(parents=True, exist_ok=True)
-    count = submit(plan, names, settings, provenance.freeze_code(code))
-    elsewhere = len(names) - count
-    print(
-        f"submitted {count} run{'' if count == 1 else 's'}" + (f", {elsewhere} in flight" if elsewhere else ""),
-        flush=True,
-    )
+    folder = home_of(plan) / "code"
+    folder.mkdir(parents=True, exist_ok=True)
+    code = provenance.freeze_code(folder)
+
+    def submit_some(runs: Sequence[RunDir]) -> list[RunDir]:
+        count, elsewhere = submit(plan, [run.name for run in runs], settings, code)
+        others = len(runs) - count
+        print(
+            f"submitted {count} run{'' if count == 1 else 's'}" + (f", {others} in flight" if others else ""),
+            flush=True,
+        )
+        return elsewhere
+
+    runs = [plan.multirun.run(name) for name in names]
+    elsewhere = submit_some(runs)
     if not settings["detach"]:
-        wait([plan.multirun.run(name) for name in names], plan.observations)
+        wait(runs, plan.observations, elsewhere, submit_some)

@@ -15,7 +15,7 @@ from cluster import Cluster
 from commands import Done, until
 from sweeps import SlurmPlace, job_of, played, restarts, stand_in
 
-from skipsweep import files
+from skipsweep import files, lease
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import submission
@@ -281,6 +281,27 @@ def test_cancel_leaves_what_others_wait_for(place: SlurmPlace, tmp_path: Path) -
     assert again.status == 0, again.out
     assert [played(run).count("began") for run in runs] == [2, 1, 1]
     assert restarts(runs[0]) == []
+
+
+def test_a_run_whose_launcher_elsewhere_dies_is_submitted(place: SlurmPlace, tmp_path: Path) -> None:
+    """Who waits for it takes it over, once."""
+    command = ("-m", *stand_in(tmp_path / "play", {}), "seed=0", "sweep.name=s")
+    hold = "hydra.launcher.additional_parameters={hold:true}"
+    assert place.launch(*command, hold, "hydra.launcher.detach=true").status == 0
+    place.skipsweep("cancel", "s")
+    (run,) = place.runs_of("s")
+    held = lease.acquire(run)
+    run.write_status("running", attempt=held.attempt)
+    waiting = place.start(*command)
+    try:
+        assert waiting.stdout is not None
+        assert any("submitted 0 runs, 1 in flight" in line for line in waiting.stdout)
+    finally:
+        held.release()
+    out, err = waiting.communicate(timeout=180)
+    assert (waiting.returncode, err) == (0, ""), out
+    assert "submitted 1 run\n" in out
+    assert played(run) == ["began", "done"]
 
 
 SAVES = """
