@@ -131,9 +131,17 @@ def _gone(seen: Observation, run: RunDir, claim: Claim) -> Observation:
         return replace(seen, state="failed", cause="exception", message=told, log=str(log) if log else None)
     if seen.state == "preempted":
         return seen
+    if holder := _another(run, claim):
+        return replace(seen, message=f"{lease.describe(holder)} has ended without a word")
     told = "its job has left the queue without a word (cancelled, killed, or never begun)"
     told += f"; {log}: {words[-1]}" if words else ""
     return replace(seen, state="interrupted", cause="killed", message=told)
+
+
+def _another(run: RunDir, claim: Claim) -> dict[str, Any] | None:
+    """Who executed the run since, where that was no job: a launcher on some machine."""
+    holder = lease.newest(run)
+    return holder if holder and not holder.get("job") and holder.get("started", 0) > claim.time else None
 
 
 def _waiting(seen: Observation, job: Job) -> Observation:

@@ -11,8 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ class Shape:
     packed: bool
 
 
-def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: Path) -> int:
-    """Submit those of `names` that are neither finished nor in flight; returns how many.
+def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: Path) -> tuple[int, list[RunDir]]:
+    """Submit those of `names` that are neither finished nor in flight; returns (how many, those that no job but
+    somebody else executes).
 
     Raises UserError where SLURM does not answer or refuses.
     """
@@ -58,14 +59,17 @@ def submit(plan: Plan, names: Sequence[str], settings: Mapping[str, Any], code: 
         queue = _queue()
         fresh = [run for run in runs if not is_in_flight(run, queue)]
         _cancel_orphans(home_of(plan), fresh, queue)
-        count = 0
-        for shape, members in _by_shape(fresh, settings["pack"]).items():
-            tasks = _tasks(members, shape)
-            parts = list(_cut(tasks, _max_array_size()))
-            for part in parts:
-                _submit_array(plan, part, shape, settings, code, max(1, settings["array_parallelism"] // len(parts)))
-                count += sum(map(len, part))
-    return count
+        arrays = [
+            (shape, part)
+            for shape, members in _by_shape(fresh, settings["pack"]).items()
+            for part in _cut(_tasks(members, shape), _max_array_size())
+        ]
+        jobs = sum(len(part) for _, part in arrays)
+        for shape, part in arrays:
+            share = max(1, settings["array_parallelism"] * len(part) // jobs)
+            _submit_array(plan, part, shape, settings, code, share)
+        count = len(fresh)
+    return count, [run for run in runs if run not in fresh and _has_no_job(run, queue)]
 
 
 def home_of(plan: Plan) -> Path:
@@ -90,6 +94,11 @@ def is_in_flight(run: RunDir, queue: Queue) -> bool:
     return seen.is_live or (seen.state not in FINAL and job is not None)
 
 
+def _has_no_job(run: RunDir, queue: Queue) -> bool:
+    job = queue.find(run)
+    return job is None or job.is_ending
+
+
 def _queue() -> Queue:
     try:
         return squeue.read()
@@ -110,11 +119,20 @@ def _cancel_orphans(home: Path, fresh: Sequence[RunDir], queue: Queue) -> None:
             subprocess.run(["scancel", job.id], capture_output=True)
 
 
-def _by_shape(runs: Sequence[RunDir], pack: bool) -> dict[Shape, list[RunDir]]:
+def _by_shape(runs: Sequence[RunDir], pack: bool) -> dict[Shape, Sequence[RunDir]]:
     found: dict[Shape, list[RunDir]] = {}
     for run in runs:
         found.setdefault(_shape(run.read_config().compute, pack), []).append(run)
-    return found
+    return {own: part for shape, members in found.items() for own, part in _filled(shape, members)}
+
+
+def _filled(shape: Shape, runs: Sequence[RunDir]) -> Iterator[tuple[Shape, Sequence[RunDir]]]:
+    """Nodes that packed runs fill, and for those left over as much of one as they need."""
+    full = len(runs) - len(runs) % PACK if shape.packed else len(runs)
+    if full:
+        yield shape, runs[:full]
+    if left := len(runs) - full:
+        yield replace(shape, tasks_per_node=left, gpus_per_node=min(left, shape.gpus_per_node)), runs[full:]
 
 
 def _shape(compute: Compute, pack: bool) -> Shape:
@@ -264,13 +282,20 @@ def execute(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> bo
 
 
 def _submit_and_wait(plan: Plan, names: Sequence[str], settings: Mapping[str, Any]) -> None:
-    code = home_of(plan) / "code"
-    code.mkdir(parents=True, exist_ok=True)
-    count = submit(plan, names, settings, provenance.freeze_code(code))
-    elsewhere = len(names) - count
-    print(
-        f"submitted {count} run{'' if count == 1 else 's'}" + (f", {elsewhere} in flight" if elsewhere else ""),
-        flush=True,
-    )
+    folder = home_of(plan) / "code"
+    folder.mkdir(parents=True, exist_ok=True)
+    code = provenance.freeze_code(folder)
+
+    def submit_some(runs: Sequence[RunDir]) -> list[RunDir]:
+        count, elsewhere = submit(plan, [run.name for run in runs], settings, code)
+        others = len(runs) - count
+        print(
+            f"submitted {count} run{'' if count == 1 else 's'}" + (f", {others} in flight" if others else ""),
+            flush=True,
+        )
+        return elsewhere
+
+    runs = [plan.multirun.run(name) for name in names]
+    elsewhere = submit_some(runs)
     if not settings["detach"]:
-        wait([plan.multirun.run(name) for name in names], plan.observations)
+        wait(runs, plan.observations, elsewhere, submit_some)

@@ -4,8 +4,9 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue
 from skipsweep.slurm.squeue import Queue, Unreachable
@@ -36,6 +37,10 @@ class Looker:
             print(f"{problem}; asking again", file=sys.stderr, flush=True)
         self._next = time.monotonic() + self._every
 
+    def forget(self) -> None:
+        """Something was submitted: what the queue said is no answer any more."""
+        self._queue, self._next = None, 0.0
+
     def __call__(self, run: RunDir) -> Observation:
         seen = observe(run)
         return seen if self._queue is None else squeue.refined(seen, run, self._queue)
@@ -48,13 +53,37 @@ class Looker:
         return self._queue is not None and not seen.is_live and seen.job is None
 
 
-def wait(runs: Sequence[RunDir], known: Mapping[str, Observation]) -> None:
-    """Show how runs go until all of them are settled."""
-    look = Looker()
+def wait(
+    runs: Sequence[RunDir],
+    known: Mapping[str, Observation],
+    elsewhere: Iterable[RunDir] = (),
+    take_over: Callable[[Sequence[RunDir]], object] = lambda _: None,
+) -> None:
+    """Show how runs go until all of them are settled.
+
+    `elsewhere`: those that no job executes but a launcher on some machine; given to `take_over`, once, if that ends
+    before they do.
+    """
+    look, held = Looker(), list(elsewhere)
     with show.Watch(runs, known, look) as watch:
-        while not _all_settled(runs, look):
+        while True:
+            settled = _all_settled(runs, look)  # first: one that ends now is not to be passed over
+            if orphans := [run for run in held if _is_orphan(run)]:
+                held = [run for run in held if run not in orphans]
+                try:
+                    take_over(orphans)
+                except UserError as problem:  # others are still waited for
+                    print(problem, file=sys.stderr, flush=True)
+                look.forget()
+            elif settled:
+                return
             watch.tick()
             time.sleep(0.2 + len(runs) / 1000)
+
+
+def _is_orphan(run: RunDir) -> bool:
+    seen = observe(run)
+    return seen.state not in FINAL and not seen.is_live and not run.cancelled.exists()
 
 
 @contextlib.contextmanager

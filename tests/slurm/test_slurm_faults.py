@@ -15,7 +15,7 @@ from cluster import Cluster
 from commands import Done, until
 from sweeps import SlurmPlace, job_of, played, restarts, stand_in
 
-from skipsweep import files
+from skipsweep import files, lease
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import submission
@@ -298,6 +298,27 @@ def test_a_run_that_was_launched_by_itself_is_cancelled_as_such(place: SlurmPlac
     assert "wanted by" not in place.skipsweep("cancel", "s")
 
 
+def test_a_run_whose_launcher_elsewhere_dies_is_submitted(place: SlurmPlace, tmp_path: Path) -> None:
+    """Who waits for it takes it over, once."""
+    command = ("-m", *stand_in(tmp_path / "play", {}), "seed=0", "sweep.name=s")
+    hold = "hydra.launcher.additional_parameters={hold:true}"
+    assert place.launch(*command, hold, "hydra.launcher.detach=true").status == 0
+    place.skipsweep("cancel", "s")
+    (run,) = place.runs_of("s")
+    held = lease.acquire(run)
+    run.write_status("running", attempt=held.attempt)
+    waiting = place.start(*command)
+    try:
+        assert waiting.stdout is not None
+        assert any("submitted 0 runs, 1 in flight" in line for line in waiting.stdout)
+    finally:
+        held.release()
+    out, err = waiting.communicate(timeout=180)
+    assert (waiting.returncode, err) == (0, ""), out
+    assert "submitted 1 run\n" in out
+    assert played(run) == ["began", "done"]
+
+
 SAVES = """
 if (run.path / "played").exists(): work()
 held, claimed = hold(), run.submission.read_text()
@@ -343,7 +364,10 @@ def test_small_runs_share_a_node(place: SlurmPlace, tmp_path: Path) -> None:
     pack = ("hydra.launcher.pack=true", "seed=range(0,10)", "sweep.name=s")
     assert place.launch(*DETACHED, *command, *pack).status == 0
     runs = place.runs_of("s")
-    assert {job_of(run).split("_")[1] for run in runs} == {"0", "1"}
+    assert len({job_of(run) for run in runs[:8]}) == 1
+    assert place.cluster.job(job_of(runs[0]))["NumTasks"] == "8"
+    assert job_of(runs[8]) == job_of(runs[9])
+    assert place.cluster.job(job_of(runs[9]))["NumTasks"] == "2", "no more than two runs need"
     until(lambda: states(runs[:4]) == ["running", "failed", "running", "done"])
     until(lambda: [run.read_status()["state"] for run in runs[4:8]] == ["running"] * 4)
     assert sorted(played(run)[0] for run in (runs[0], *runs[4:8])) == ["0", "4", "5", "6", "7"]

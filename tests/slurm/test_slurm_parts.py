@@ -251,6 +251,15 @@ def test_what_the_queue_adds(case: str, run: RunDir) -> None:
     assert bool(found.stuck) == (case in ("is held", "is held after a launch failed", "has gone silent"))
 
 
+def test_no_job_is_blamed_for_what_a_launcher_executed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    held = lease.acquire(run)
+    held.release()
+    found = squeue.refined(Observation(run.name, "interrupted"), run, Queue({}))
+    assert found.state == "interrupted"
+    assert found.message == f"{lease.describe(held.content)} has ended without a word"
+
+
 def test_what_has_ended_needs_no_queue(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(squeue, "read", lambda: pytest.fail("squeue was called"))
     seen = [Observation("a", "done"), Observation("b", "failed"), Observation("c", "planned")]
