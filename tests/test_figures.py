@@ -287,6 +287,24 @@ def test_the_line_of_the_baseline_is_named(tmp_path: Path) -> None:
     assert ">baseline's mean<" not in drawing(finals.over_distance(data), data)
 
 
+def test_weights_at_the_head_that_belong_to_no_layer_are_drawn(tmp_path: Path) -> None:
+    """The stream's, an embedding's, and of imported logs the only one that they tell."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.93])
+    weights = {
+        "lambda/x": 1.1,
+        "lambda/skip": -0.2,
+        "lambda/skip/input": 0.1,
+        "lambda/skip/3": 0.4,
+        "lambda/unet/1-2": 1.0,
+    }
+    made.arm("one", [2.92, 2.91], sources=["input", 3], lambdas=weights)
+    data = tables.of(made.read())
+    assert {row["weight"] for row in data["readout"]} == {"x", "skip", "skip/input"}
+    assert [row["value"] for row in data["readout"] if (row["point"], row["weight"]) == (1, "x")][-1] == 1.1
+    assert drawing(scalars.readout(data), data).count('aria-roledescription="line mark"') == 6
+
+
 def test_schedules_are_thinned_to_their_last_step(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.9], steps=2000, validations=1001)

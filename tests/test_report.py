@@ -51,6 +51,7 @@ def test_the_table_of_crossings(tmp_path: Path) -> None:
     made.arm("a", [1.0, 2.5], curve=None)
     made.arm("b", [1.5], curve=[(0, 0.0, 3.5), (75, 10.0, 1.5)])
     made.arm("c", [None], state="running")
+    made.arm("d", [None], state="failed")
     made.write()
     report.make(made.multirun, ["question"])
     table = read_csv(made.multirun.sweep("question").report / "tables" / "time_to_target.csv")
@@ -59,6 +60,7 @@ def test_the_table_of_crossings(tmp_path: Path) -> None:
     assert (by_arm["b0"]["step"], by_arm["b0"]["time_s"]) == ("56", "7.5")
     assert (by_arm["a1"]["reached"], by_arm["a1"]["step"], by_arm["a1"]["time_s"]) == ("never", "", "")
     assert by_arm["c0"]["reached"] == "not yet"
+    assert by_arm["d0"]["reached"] == "stopped", "nobody knows whether it would have got there"
 
 
 # -------------------------------------------------------------------------------------------------------- the answer

@@ -244,6 +244,7 @@ def _crossings_per_arm(rows: Sequence[Row]) -> list[Row]:
             "runs": len(found),
             "reached": sum(row["reached"] == "yes" for row in found),
             "never": sum(row["reached"] == "never" for row in found),
+            "stopped": sum(row["reached"] == "stopped" for row in found),
             "not_yet": sum(row["reached"] == "not yet" for row in found),
             "mean_step": _mean(row["step"] for row in found),
             "mean_time_s": _mean(row["time_s"] for row in found),

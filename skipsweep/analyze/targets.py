@@ -55,7 +55,10 @@ def rows(evidence: Evidence) -> list[dict[str, object]]:
     return found
 
 
+_NOT_REACHED = {"done": "never", "failed": "stopped"}
+
+
 def _cells(hit: Crossing | None, run: Run) -> dict[str, object]:
     if hit is None:
-        return {"reached": "never" if run.outcome in ("done", "failed") else "not yet", "step": None, "time_s": None}
+        return {"reached": _NOT_REACHED.get(run.outcome, "not yet"), "step": None, "time_s": None}
     return {"reached": "yes", "step": round(hit.step), "time_s": None if hit.time_s is None else round(hit.time_s, 4)}

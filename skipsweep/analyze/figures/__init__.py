@@ -17,6 +17,7 @@ FIGURES = (
     finals.over_sparsity,
     scalars.skips,
     scalars.skip_curves,
+    scalars.readout,
     scalars.blocks,
     scalars.shares,
     scalars.gates,

@@ -68,6 +68,14 @@ def skip_curves(tables: Tables) -> Figure | None:
     )  # fmt: skip
 
 
+def readout(tables: Tables) -> Figure | None:
+    """Weights at the head that belong to no layer, over steps: that of the stream, of an input or extra embedding."""
+    return _curves(
+        "readout", tables["readout"], "true", "weight at the head (1)", "readout-weights-over-steps",
+        "Weights of the readout over steps", tables, "weight",
+    )  # fmt: skip
+
+
 def gates(tables: Tables) -> Figure | None:
     """Gates over steps, layer by layer."""
     return _curves(
@@ -132,7 +140,9 @@ def _around(values: list[float]) -> list[float]:
     return [low - margin, high + margin]
 
 
-def _curves(table: str, rows: list[Row], wanted: str, y: str, name: str, title: str, tables: Tables) -> Figure | None:
+def _curves(
+    table: str, rows: list[Row], wanted: str, y: str, name: str, title: str, tables: Tables, panel: str = "layer"
+) -> Figure | None:
     if not rows:
         return None
     lines = (
@@ -146,11 +156,12 @@ def _curves(table: str, rows: list[Row], wanted: str, y: str, name: str, title: 
             color=style.colour(tables),
             strokeDash=style.dash(tables),
             detail="point:N",
-            tooltip=style.hover("layer:O", "step:Q", alt.Tooltip("value:Q", format="+.4f")),
+            tooltip=style.hover(f"{panel}:N", "step:Q", alt.Tooltip("value:Q", format="+.4f")),
         )
     )
-    panels = style.panels(lines, "layer:O", 3, title=LAYER)
-    caption = f"One line per run, one panel per layer{_runs(rows)}"
+    kind, title_of = ("O", LAYER) if panel == "layer" else ("N", panel)
+    panels = style.panels(lines, f"{panel}:{kind}", 3, title=title_of)
+    caption = f"One line per run, one panel per {panel}{_runs(rows)}"
     return Figure(name, title, caption, panels)
 
 

@@ -4,6 +4,7 @@ runs     one row per point that is done: what it was and where it ended
 curves   one row per point and validation: step, training time, validation loss
 means    one row per arm and step: mean over its runs, with the band of one standard deviation
 lambdas  one row per point, validation and learned scalar that belongs to a layer
+readout  one row per point, validation and learned scalar of the readout that belongs to no layer
 rates    one row per arm, step and parameter group: the learning rate (of the arm's first run with rows)
 shares   one row per point and term of a block's input, of runs whose weights have been read: its norm-corrected weight
 gates    one row per point, validation and gated layer
@@ -31,6 +32,7 @@ MOST_POINTS = 20_000
 DISTINGUISHABLE = 8
 """As many arms have a colour of their own; above, colour says which kind of arm it is."""
 _SKIP = re.compile(r"lambda/skip/(\d+)")
+_READOUT = re.compile(r"lambda/(x|skip|skip/[a-z]\w*|rolling_row/\d+/\w+)")
 _BLOCK = re.compile(r"lambda/block/(\d+)/(\w+)")
 _GATE = re.compile(r"gate/(\d+)")
 _ZEROS = re.compile(r"gate/zeros/\d+")
@@ -45,7 +47,9 @@ def of(evidence: Evidence) -> Tables:
         if evidence.baseline
         else []
     )
-    tables: Tables = {name: [] for name in ("runs", "curves", "means", "lambdas", "shares", "rates", "gates")}
+    tables: Tables = {
+        name: [] for name in ("runs", "curves", "means", "lambdas", "readout", "shares", "rates", "gates")
+    }
     number, most = 0, max(20, MOST_POINTS // max(1, len(evidence.points)))
     for arm, points in arms.items():
         curves: list[Row] = []
@@ -56,6 +60,7 @@ def of(evidence: Evidence) -> Tables:
             own = [{"point": number, **row} for row in _series(run, "val/loss", "loss")]
             curves += own
             tables["lambdas"] += _scalars(number, run, most)
+            tables["readout"] += _readout(number, run, most)
             tables["shares"] += _shares(number, run)
             tables["gates"] += _layers(number, run, _GATE, most)
             number += 1
@@ -147,6 +152,16 @@ def _scalars(number: int, run: Run, most: int) -> list[Row]:
     """`lambda/skip/5` -> weight skip of layer 5; `lambda/block/3/x00` -> weight x00 of layer 3."""
     skips = [{**row, "weight": "skip"} for row in _layers(number, run, _SKIP, most)]
     return skips + _layers(number, run, _BLOCK, most)
+
+
+def _readout(number: int, run: Run, most: int) -> list[Row]:
+    """`lambda/x` -> weight x; `lambda/skip/input` -> weight skip/input."""
+    keys = {key: match[1] for key in _keys(run) if (match := _READOUT.fullmatch(key))}
+    return [
+        {"point": number, "weight": name, **row}
+        for key, name in keys.items()
+        for row in _thin(_series(run, key, "value"), most)
+    ]
 
 
 def _layers(number: int, run: Run, pattern: re.Pattern[str], most: int) -> list[Row]:
