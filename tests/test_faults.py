@@ -669,7 +669,7 @@ def test_a_signal_while_a_run_is_started_reaches_it(
 
 
 LAUNCHER = """
-import sys
+import os, sys
 from pathlib import Path
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import local
@@ -677,7 +677,7 @@ local.POLL_S = 0.01
 code, parallel, *runs = sys.argv[1:]
 pool = local.Pool([RunDir(Path(run)) for run in runs], int(parallel), Path(code) if code else None)
 print("ready", flush=True)
-pool.execute(lambda: None)
+pool.execute(lambda: Path(runs[0]).parent.joinpath(f"begun-{os.getpid()}").touch())
 """
 
 
@@ -689,7 +689,10 @@ def launcher(code: Path | None, parallel: int, runs: list[RunDir]) -> subprocess
 
 def test_two_pools_share_their_runs(stand_in: Path, playing: Callable[..., RunDir]) -> None:
     """Each is executed once, also one that fails while the other pool waits for it; both return."""
-    runs = [playing("work()"), playing("work('failed', 0.2, cause='nan'); sys.exit(1)"), playing("work(seconds=0.6)")]
+    # A pool that begins after the failure was asked to try again.
+    both = "while len(list(run.path.parent.glob('begun-*'))) < 2: time.sleep(0.01)"
+    fails = f"{both}\nwork('failed', 0.2, cause='nan')\nsys.exit(1)"
+    runs = [playing("work()"), playing(fails), playing("work(seconds=0.6)")]
     pools = [launcher(stand_in, 2, order) for order in (runs, runs[::-1])]
     assert [pool.wait(300) for pool in pools] == [0, 0]
     assert [told(run)[0] for run in runs] == ["done", "failed", "done"]
