@@ -2,9 +2,11 @@
 in a process: a signal that arrives while torch is still being imported is remembered as well.
 """
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -39,3 +41,13 @@ class StopSignal:
         """Stop as well when the launcher has died, and nobody would see this run's end."""
         if self._parent and os.getppid() != self._parent:
             self.reason = "the launcher died"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Have SIGINT raise KeyboardInterrupt, also where a shell that started us in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

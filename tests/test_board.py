@@ -176,6 +176,8 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_ends_it_without_a_word(tmp_path: Path) -> None:
     code = "from skipsweep.cli import main; main()"
     command = [sys.executable, "-c", code, "board", "--port", "0", "--multirun", str(tmp_path)]
+    # As a shell starts what it runs in the background.
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(f"http://{LOOPBACK}:")

@@ -15,6 +15,7 @@ from skipsweep.board import index
 from skipsweep.board.builder import REST_S, Builder
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
+from skipsweep.stop import interruptible
 
 LOOPBACK = "127.0.0.1"
 TYPES = {".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv; charset=utf-8"}
@@ -149,8 +150,9 @@ def _polling(page: str, number: int | None) -> str:
 def serve(server: Server) -> None:
     """Say where, and serve until Ctrl-C."""
     try:
-        print(f"{server.address} shows the sweeps of {server.multirun.path}; Ctrl-C stops it", flush=True)
-        server.serve_forever()
+        with interruptible():
+            print(f"{server.address} shows the sweeps of {server.multirun.path}; Ctrl-C stops it", flush=True)
+            server.serve_forever()
     except KeyboardInterrupt:
         pass
     finally:

@@ -23,8 +23,9 @@ from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submission
 from skipsweep.slurm.squeue import Queue, Unreachable
 from skipsweep.slurm.submission import Submission
-from skipsweep.slurm.wait import interruptible, wait
+from skipsweep.slurm.wait import wait
 from skipsweep.status import FINAL, observe
+from skipsweep.stop import interruptible
 from skipsweep.sweep.plan import Plan
 
 PACK = 8

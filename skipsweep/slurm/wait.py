@@ -1,10 +1,8 @@
 """Waiting for runs that SLURM executes: files at every look, the queue now and then."""
 
-import contextlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
@@ -84,16 +82,6 @@ def wait(
 def _is_orphan(run: RunDir) -> bool:
     seen = observe(run)
     return seen.state not in FINAL and not seen.is_live and not run.cancelled.exists()
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Have SIGINT raise KeyboardInterrupt, also where a shell that started us in the background had it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _all_settled(runs: Sequence[RunDir], look: Looker) -> bool:
