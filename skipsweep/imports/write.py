@@ -77,10 +77,8 @@ def _retire(run: RunDir, sweep: str) -> None:
     """Take a run that has been replaced out of a sweep, and remove it where no other sweep has it."""
     if not run.path.exists():
         return
-    with files.locked(run.path):
-        others = {name: points for name, points in run.read_serves().items() if name != sweep}
-        files.write_json(run.serves, others, durable=False)
-    if not others:
+    run.forget_serves(sweep)
+    if not run.read_serves():
         shutil.rmtree(run.path)
 
 

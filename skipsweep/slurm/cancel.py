@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipsweep import files
 from skipsweep.analyze.compare import find
-from skipsweep.analyze.evidence import read_plan
+from skipsweep.analyze.documents import read_plan
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, RunDir
 from skipsweep.slurm import squeue, submission

@@ -27,7 +27,6 @@ NEVER = ("DependencyNeverSatisfied", "BadConstraints", "InvalidAccount", "Invali
 
 
 _ENDED_BY_SLURM = re.compile(r"slurmstepd\S*: error: \*\*\* JOB ")
-BEFORE_IT_BEGAN: dict[str, Any] = {"state": "preempted", "cause": "cancelled", "message": "before it began"}
 
 
 class Unreachable(Exception):
@@ -122,10 +121,12 @@ def refined(seen: Observation, run: RunDir, queue: Queue) -> Observation:
 
 
 def _gone(seen: Observation, run: RunDir, claim: Claim) -> Observation:
+    if run.cancelled.exists():
+        if seen.state == "preempted":
+            return seen
+        return replace(seen, state="preempted", cause="cancelled", message="before it began")
     folder = Path(claim.folder)
     log, words = submission.last_words(folder, claim.index)
-    if run.cancelled.exists():
-        return seen if seen.state == "preempted" else replace(seen, **BEFORE_IT_BEGAN)
     if submission.unborn(folder, claim.index).exists() and not any(map(_ENDED_BY_SLURM.match, words)):
         told = words[-1] if words else "the job ended before the run began: a line of setup, or the interpreter"
         return replace(seen, state="failed", cause="exception", message=told, log=str(log) if log else None)

@@ -82,15 +82,13 @@ class LaunchRequest:
         """The run that a point stands for. Raises UserError, naming the block at fault."""
         try:
             return relative.resolved(self.composer(point.overrides))
-        except MissingValue as error:
-            if point.block is None:
-                raise
-            once = f"'+sweep.arms.{point.block}={{{error.keys[0]}: ...}}'"
-            raise UserError(f"in sweep.arms.{point.block}: {error}; for this arm alone: {once}") from error
         except UserError as error:
             if point.block is None:
                 raise
-            raise UserError(f"in sweep.arms.{point.block}: {error}") from error
+            block, alone = f"sweep.arms.{point.block}", ""
+            if isinstance(error, MissingValue):
+                alone = f"; for this arm alone: '+{block}={{{error.keys[0]}: ...}}'"
+            raise UserError(f"in {block}: {error}{alone}") from error
 
 
 def check_launcher(choice: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def skips(tables: Tables) -> Figure | None:
     if chosen:
         options = alt.binding_select(options=[None, *methods], labels=["all", *methods], name="ordering: ")
         marks = marks.add_params(alt.param("ordering", value=None, bind=options))
-    caption = f"Weight of each source at the last validation, {_outlined(rows, 'source')}{chosen}"
+    caption = f"Weight of each source at the last validation. {_outlined(rows, 'source')}{chosen}"
     return Figure("skip-lambdas", "Learned weights of the skips", caption, marks)
 
 
@@ -41,7 +41,7 @@ def blocks(tables: Tables) -> Figure | None:
     names = sorted({row["weight"] for row in rows})
     caption = (
         f"What the input of every block is a weighted sum of ({', '.join(names)}), at the last validation; as learned, "
-        f"not corrected for norms. {_outlined(rows, 'layer').capitalize()}"
+        f"not corrected for norms. {_outlined(rows, 'layer')}"
     )
     return Figure("block-lambdas", "Learned weights of the blocks' inputs", caption, marks)
 
@@ -54,7 +54,7 @@ def shares(tables: Tables) -> Figure | None:
     marks = _by_weight("shares", rows, "true", "share of the block's input (1)", tables)
     caption = (
         "Weight times root mean square of what it weighs, over the sum of such absolute values, on the text that a run "
-        f"was inspected with. {_outlined(rows, 'layer').capitalize()}"
+        f"was inspected with. {_outlined(rows, 'layer')}"
     )
     return Figure("block-shares", "Norm-corrected weights of the blocks' inputs", caption, marks)
 
@@ -167,7 +167,7 @@ def _curves(
 
 def _outlined(rows: list[Row], place: str) -> str:
     return (
-        f"one ring per run and {place}, n = {len(rows)}{_runs(rows)} Grey: their density, its widest place as wide "
+        f"One ring per run and {place}, n = {len(rows)}{_runs(rows)} Grey: their density, its widest place as wide "
         f"everywhere, from {FEWEST} different values on."
     )
 

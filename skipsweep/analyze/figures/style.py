@@ -70,10 +70,6 @@ def dash(tables: Tables) -> alt.StrokeDash:
     return alt.StrokeDash("colour:N", scale=alt.Scale(domain=names, range=lines), legend=_legend())
 
 
-def loss_axis(title: str = LOSS) -> alt.Y:
-    return alt.Y("loss:Q", title=title, scale=apart())
-
-
 def apart(**more: Any) -> alt.Scale:
     """A scale whose outermost marks keep off the frame, and that need not begin at 0."""
     return alt.Scale(zero=False, padding=12, **more)
@@ -100,7 +96,7 @@ def rings(base: alt.Chart, x: Any, tables: Tables, key: str) -> alt.Chart:
         .mark_point(filled=False, strokeWidth=1.6)
         .encode(
             x=x,
-            y=loss_axis(),
+            y=alt.Y("loss:Q", title=LOSS, scale=apart()),
             color=colour(tables),
             shape=shape(tables),
             size=RING,
