@@ -255,3 +255,53 @@ def test_flex_attention_sees_gates_as_scaled_dot_product_attention_does(axis: st
             seen = (Layer((bias, bias), mask, None, None, None)._replace(**{axis: bias}) for mask in masks)
             ours, theirs = (attend_layer(*drawn, layer, SCALE) for layer in seen)
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def flex_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention and its gradients as PyTorch defines them, not as a kernel: on CPU it refuses only the kernels."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(attention, "_compiled", lambda kernel: kernel)
+
+
+@pytest.mark.usefixtures("flex_with_gradients")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
+@pytest.mark.parametrize("axis", ["key_bias", "query_bias"])
+@pytest.mark.parametrize("window", [0, 1])
+def test_flex_attentions_gradients_are_those_of_scaled_dot_product_attention(axis: str, window: int):
+    """Of queries, keys, values, and of the gates, in float64."""
+    length, block = 256, 128
+    ids = torch.zeros(2, length, dtype=torch.long)
+    ids[0, [3, 130]] = 1
+    docs = documents(ids, 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, 2, HEADS, length, WIDTH, generator=generator, dtype=torch.float64)
+    gates = torch.rand(2, length, 1, generator=generator, dtype=torch.float64) + 1e-6
+
+    def gradients(mask: Any) -> tuple[Tensor, Tensor]:
+        qkv, open_by = drawn[:3].clone().requires_grad_(), gates.clone().requires_grad_()
+        bias = open_by.log()
+        layer = Layer((bias, bias), mask, None, None, None)._replace(**{axis: bias})
+        (attend_layer(*qkv, layer, SCALE) * drawn[3]).sum().backward()
+        assert qkv.grad is not None
+        assert open_by.grad is not None
+        return qkv.grad, open_by.grad
+
+    ours, theirs = (
+        gradients(heeding_blocks(block_mask(docs, window, block), docs)),
+        gradients(Visible(length, docs, window, block)),
+    )
+    if axis == "key_bias":
+        assert theirs[1].abs().max() > 0.1
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-10)
+
+
+def heeding_blocks(mask: Any, docs: Tensor) -> Any:
+    """The same mask for FlexAttention without a kernel, which asks only mask_mod."""
+    seen = seen_by_mask(mask, docs.shape)
+    mask.mask_mod = lambda b, h, q, k: seen[b, q, k]
+    return mask
