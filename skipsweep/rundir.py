@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from skipsweep import files
-from skipsweep.config import RunConfig, from_dict, to_dict
+from skipsweep.config import MISSING, RunConfig, from_dict, leaves, to_dict
+from skipsweep.errors import UserError
 
 STATES = ("planned", "submitted", "running", "preempted", "done", "failed")
 """States of a run. `done` and `failed` are final until somebody asks for a retry."""
@@ -121,8 +124,20 @@ class RunDir:
             self.write_status("planned", durable=False)
 
     def read_config(self) -> RunConfig:
-        """The frozen configuration."""
-        return from_dict(RunConfig, files.read_yaml(self.config))
+        """The frozen configuration. Raises UserError where the file is damaged."""
+        try:
+            values = files.read_yaml(self.config)
+            if not isinstance(values, dict):
+                raise UserError("it holds no settings")
+            config = from_dict(RunConfig, values)
+            if cut_off := [key for key, value in leaves(config).items() if value == MISSING]:
+                raise UserError(f"it does not say {cut_off[0]}")
+            return config
+        except (yaml.YAMLError, UserError, ValueError, TypeError, AttributeError) as problem:
+            why = " ".join(str(problem).split())
+            raise UserError(
+                f"{self.config} cannot be read ({why}); restore it, or remove the run's folder and launch it again"
+            ) from problem
 
     def write_status(self, state: str, durable: bool = True, **details: Any) -> None:
         """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended.

@@ -311,6 +311,23 @@ def test_compare_with_an_unfinished_run(place: Place, here: Callable[..., Done])
     assert "no validation at equal steps" in done.out
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("data: {", "while parsing a flow node"),
+        ("", "it holds no settings"),
+        ("seed: 3", "it does not say model.layers"),
+        ("sead: 3", "unknown key sead"),
+    ],
+)
+def test_a_damaged_configuration_is_one_line(place: Place, here: Callable[..., Done], content: str, why: str) -> None:
+    run = place.run_of("which", NONE)
+    run.config.write_text(content)
+    done = here("compare", run.name, place.run_of("which", SKIP).name)
+    refused(done, f"{run.config} cannot be read ({why}")
+    assert done.err.endswith("restore it, or remove the run's folder and launch it again\n")
+
+
 def test_names_are_found_by_their_beginnings(place: Place, here: Callable[..., Done]) -> None:
     run = place.run_of("which", SKIP)
     others = [one for one in place.multirun.all_runs() if one != run]
@@ -353,6 +370,11 @@ def test_what_a_later_override_undoes_is_noted(place: Place, skipsweep: Callable
         "head_type=add has no effect: head_type=concat comes after it",
     ]
     assert {point["seed"] for point in found["points"]} == {2, 3}
+
+
+def test_arms_that_are_the_same_runs_are_named(place: Place, skipsweep: Callable[..., Done]) -> None:
+    found = as_json(skipsweep("plan", "--json", *place.arguments("skip_layers=1,[1],none", "seed=0,1")))
+    assert found["notes"] == ["skip_layers=[1] is skip_layers=1: the same runs"]
 
 
 def test_plan(place: Place, skipsweep: Callable[..., Done]) -> None:

@@ -23,6 +23,9 @@ from skipsweep.sweep import confound, identity, select
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
 
+MAX_ALIKE = 5
+"""Arms that are named as the same as earlier ones, before the others are only counted."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -130,7 +133,7 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
     if name != given:
         before = _before(multirun, name)
     plan = Plan(multirun, sweep, name, points, configs, None, command, before)
-    plan.rankings, plan.notes = rankings.used, rankings.notes
+    plan.rankings, plan.notes = rankings.used, [*rankings.notes, *_served_alike(plan.arms())]
     with accessible(multirun):
         plan.baseline = _baseline(plan)
         plan.target = _target(plan)
@@ -141,6 +144,19 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
         plan.confounds = _confounds(plan)
         plan.observe()
     return plan
+
+
+def _served_alike(arms: Mapping[str, Sequence[Point]]) -> Iterator[str]:
+    """A note on the arms that are served by the very same runs as an earlier one: their difference is naught."""
+    first: dict[tuple[str, ...], str] = {}
+    alike = []
+    for arm, points in arms.items():
+        original = first.setdefault(tuple(sorted(point.run for point in points)), arm)
+        if original != arm:
+            alike.append(f"{arm} is {original}: the same runs")
+    yield from alike[:MAX_ALIKE]
+    if len(alike) > MAX_ALIKE:
+        yield f"... and {len(alike) - MAX_ALIKE} more arms that are earlier ones"
 
 
 @contextmanager
