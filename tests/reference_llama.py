@@ -1,5 +1,5 @@
-"""Seed 004's trunk, written once more, slowly and without sharing a line: one sequence and one head at a time, whole
-masks, complex rotary numbers. Parameters under names of its own.
+"""The skip-middle paper's trunk, written once more, slowly and without sharing a line: one sequence and one head at a
+time, whole masks, complex rotary numbers. Parameters under names of its own.
 
 Legend: T time, D dim, K channels of a head.
 """

@@ -1,5 +1,5 @@
-"""The small track's record 45 (seed 002), written once more, slowly and without sharing a line: one sequence at a time,
-whole masks, no shortcuts. Parameters under the record's own names (docs/speedrun.md maps ours to them).
+"""The small track's record 45 (modded-nanogpt #159), written once more, slowly and without sharing a line: one sequence
+at a time, whole masks, no shortcuts. Parameters under the record's own names (docs/speedrun.md maps ours to them).
 
 Two things are ours: windows count whole blocks (as in the medium track), where the record's count tokens, and the loss
 is a mean. FP8 is left out.

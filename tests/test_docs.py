@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from skipsweep import files
 from skipsweep.cli import app
 from skipsweep.sweep import launch
 from skipsweep.sweep.entry import from_command_line
@@ -96,3 +97,11 @@ def test_every_documented_file_of_a_run_has_a_name_in_the_code() -> None:
     for path in (run.config, run.identity, run.status, run.serves, run.leases, run.env, run.metrics, run.result):
         assert path.name in text
     assert run.checkpoints.name in text
+
+
+def test_whatever_an_experiment_cites_is_among_the_sources() -> None:
+    cited = (ROOT / "docs" / "sources.md").read_text()
+    names = re.findall(r"^\| (.+?) \|", cited, re.MULTILINE)[1:]
+    said = [files.read_yaml(file).get("sweep", {}).get("source") for file in ROOT.glob("conf/experiment/*.yaml")]
+    assert said.count(None) < 6
+    assert {source.split(",")[0] for source in said if source} <= {*names, "ours", "made for this demonstration"}

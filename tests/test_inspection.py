@@ -111,7 +111,8 @@ def test_low_precision_says_how_far_off_the_sum_is() -> None:
 
 
 def test_weights_are_products_of_later_lambdas_over_all_paths() -> None:
-    """Seed 002's reading on paper: stream weight 2 before every block, and half of layer 0's output before block 2."""
+    """The reading of modded-nanogpt #159 on paper: stream weight 2 before every block, and half of layer 0's output
+    before block 2."""
     cfg = recipe(
         dtype="float64",
         embeddings=Embeddings(mix=True),
@@ -159,7 +160,8 @@ def test_value_embeddings_are_decoded_as_they_are_and_token_embeddings_normed() 
 
 
 def test_what_attention_adds_of_a_value_embedding_is_decoded() -> None:
-    """Seed 003's W_o(lambda ve): the change to the block where its own values weigh nothing and a token sees itself."""
+    """The x00-x04 article's W_o(lambda ve): the change to the block where its own values weigh nothing and a token sees
+    itself."""
     cfg = recipe(dtype="float64")
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
     told = read(Trained(run_config(cfg), 1, model), "run", ids, "drawn", 1, [])
@@ -187,7 +189,7 @@ def test_effective_rank() -> None:
 
 
 def test_shares_are_weights_by_length() -> None:
-    """Twice as long counts twice; the sign stays (seed 003)."""
+    """Twice as long counts twice; the sign stays (x00-x04 article)."""
     terms = readings._terms(readings.Sum([torch.ones(3), 2 * torch.ones(3)], [1.0, -0.5], torch.zeros(3)), ["a", "b"])
     assert [(t.name, t.rms, t.share) for t in terms] == [("a", 1.0, 0.5), ("b", 2.0, -0.5)]
     [none] = readings._terms(readings.Sum([torch.ones(3)], [0.0], torch.zeros(3)), ["a"])

@@ -1,4 +1,5 @@
-"""Gates over the middle layers (seed 004): their formulas, what a closed one does, and where they are refused."""
+"""Gates over the middle layers (skip-middle paper): their formulas, what a closed one does, and where they are
+refused."""
 
 from dataclasses import replace
 from typing import Any

@@ -286,7 +286,7 @@ def test_arms_share_every_draw():
 
 @pytest.mark.parametrize("extra", range(5))
 def test_up_to_four_further_embeddings(extra):
-    """x00 to x04 in every block's sum; the stream starts as x00 (seed 003)."""
+    """x00 to x04 in every block's sum; the stream starts as x00 (x00-x04 article)."""
     cfg = recipe(
         embeddings=Embeddings(mix=True, extra=extra), residual=Residual(), block_extra=[0.1, 0.2, 0.3, 0.4],
         dtype="float64",

@@ -1,4 +1,4 @@
-"""Seed 004's trunk against an independent implementation, its sizes, and what else works on it."""
+"""The skip-middle paper's trunk against an independent implementation, its sizes, and what else works on it."""
 
 from dataclasses import replace
 from typing import Any

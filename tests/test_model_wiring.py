@@ -72,7 +72,7 @@ def test_scaled_wiring_is_valid_at_every_depth(layers):
 
 
 def test_the_small_tracks_wiring():
-    """Reference records 44 and 45 (seed 002), 12 layers."""
+    """Reference records 44 and 45 (modded-nanogpt #159), 12 layers."""
     assert wiring.unet("short", 12) == [[5, 6], [4, 7], [3, 8], [2, 9], [1, 10]]
     assert wiring.unet("single", 12) == [[4, 7]]
 

@@ -29,7 +29,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_crossing_lies_on_the_line_between_two_validations() -> None:
-    """As seed 000 prints it: time to 4 decimals, step rounded."""
+    """As the multi-output article prints it: time to 4 decimals, step rounded."""
     curve = [(5375, 1357.0, 2.93), (5500, 1389.0, 2.921), (5550, 1401.5, 2.918)]
     hit = targets.crossing(curve, 2.92)
     assert hit is not None

@@ -34,8 +34,8 @@ class Arm:
     flops_per_token: int | None
     """Operations of a training pass, as planning counts them."""
     inference_estimated: float | None
-    """Operations of a forward pass per token, blocks in proportion to their open tokens at the end (seed 004's
-    estimate), of the whole model without gates; mean over the finished seeds."""
+    """Operations of a forward pass per token, blocks in proportion to their open tokens at the end (the skip-middle
+    paper's estimate), of the whole model without gates; mean over the finished seeds."""
     inference_measured: float | None
     """The same with the products of open queries with open keys as they were counted in the last validation."""
     has_gates: bool

@@ -19,7 +19,7 @@ class Crossing:
 def crossing(curve: Sequence[tuple[int, float | None, float]], target: float) -> Crossing | None:
     """First crossing of a curve (step, training time in s, loss), or None where no validation lies below `target`.
 
-    Interpolated between the last validation above and the first one below, as in seed 000.
+    Interpolated between the last validation above and the first one below, as in the multi-output article.
     """
     before: tuple[int, float | None, float] | None = None
     for step, time, loss in curve:

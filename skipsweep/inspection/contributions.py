@@ -1,4 +1,4 @@
-"""Which part of the output comes from which layer: the trunk's sums, unrolled (seed 002).
+"""Which part of the output comes from which layer: the trunk's sums, unrolled (modded-nanogpt #159).
 
 Between the blocks the trunk is linear: every stream is a weighted sum of the token embeddings and of what each block
 added. The weights are found by sending unit vectors, one per source, through the model's own seams.

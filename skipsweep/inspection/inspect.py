@@ -22,7 +22,7 @@ from skipsweep.rundir import RunDir
 from skipsweep.trained import Trained
 
 PROMPT_TOKENS = 32
-"""Length of the default prompt, from the start of the validation split (seed 003 looked at as many)."""
+"""Length of the default prompt, from the start of the validation split (the x00-x04 article looked at as many)."""
 
 Name = Callable[[int], str]
 

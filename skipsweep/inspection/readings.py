@@ -52,7 +52,7 @@ class Term:
     weight: float
     rms: float
     share: float | None
-    """weight * rms over the sum of such absolute values (seed 003, "norm-corrected"); None: all are 0."""
+    """weight * rms over the sum of such absolute values (x00-x04 article, "norm-corrected"); None: all are 0."""
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,9 @@ def inference_flops_per_token(recipe: Recipe, left: Open | None = None) -> dict[
 
 def inference_columns(recipe: Recipe, tokens: Sequence[float], products: Sequence[float]) -> dict[str, dict[str, int]]:
     """`inference_flops_per_token` of the whole model (`dense`) and, with gates, of what they left in a validation:
-    `estimated` as in seed 004, where a block costs in proportion to its open tokens; `measured` with the products of
-    open queries with open keys as they were counted. `tokens`, `products`: as in `Open`, by layer of the first half.
+    `estimated` as in the skip-middle paper, where a block costs in proportion to its open tokens; `measured` with the
+    products of open queries with open keys as they were counted. `tokens`, `products`: as in `Open`, by layer of the
+    first half.
     """
     found = {"dense": inference_flops_per_token(recipe)}
     if tokens:

@@ -23,7 +23,7 @@ class NoGate(Gate):
 
 
 class SkipMiddle(Gate):
-    """Gates that skip blocks from the middle outward (seed 004, equations 1 to 3).
+    """Gates that skip blocks from the middle outward (skip-middle paper, equations 1 to 3).
 
     s_l = relu(w_l h_l + b_l) for l < L / 2, where h_l is what enters layer l (before anything is mixed into it);
     S_l = sum of s_k over k <= l; g_l = 1 - clamp(S_l, 0, 1), and layer L - 1 - l has the same gate. So S_l >= 1 skips

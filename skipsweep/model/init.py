@@ -36,8 +36,8 @@ def initialise(model: nn.Module, seed: int, std: float = 0.0) -> None:
     """Set every parameter of `model`, wherever it lies, as after `to_empty`.
 
     RULES below says to what: the medium track's values (reference record 15). With `std` (`model.init_std`) above 0 all
-    tables and matrices are normal instead, with mean 0 and this standard deviation (seed 004), but for those that are
-    `_neutral`. Drawn in float32, then cast: models of all precisions start from the same numbers.
+    tables and matrices are normal instead, with mean 0 and this standard deviation (skip-middle paper), but for those
+    that are `_neutral`. Drawn in float32, then cast: models of all precisions start from the same numbers.
 
     Raises LookupError for a parameter that RULES does not cover.
     """

@@ -47,7 +47,8 @@ class Steps(Inject):
 class ParallelTail(Inject):
     """The last k blocks all start from the output of the one before them; sum_i w_i * output of i leaves the trunk.
 
-    Each has its own U-net skips and weighted sum. (Seed 000 asks whether the last layers could stand side by side.)
+    Each has its own U-net skips and weighted sum. (The multi-output article asks whether the last layers could stand
+    side by side.)
     """
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
@@ -95,7 +96,7 @@ class UNet(Inject):
 
 
 class Rolling(Inject):
-    """r_x * x + r_skip * output of layer i - 2, from layer 3 on (seed 000, "rolling skip")."""
+    """r_x * x + r_skip * output of layer i - 2, from layer 3 on (multi-output article, "rolling skip")."""
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()

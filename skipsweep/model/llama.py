@@ -1,4 +1,4 @@
-"""The block of skip-middle (seed 004), after Llama 3: norms with weights, grouped queries, SwiGLU.
+"""The block of the skip-middle paper, after Llama 3: norms with weights, grouped queries, SwiGLU.
 
 Legend: B batch, T time, D dim, H query heads, G heads of keys and values, M hidden channels.
 """

@@ -79,7 +79,7 @@ class _Skip(Readout):
 
 
 class Add(_Skip):
-    """norm(x) * x_lambda + sum_k norm(h_k) * skip_lambda_k (record 15 of the medium track, seed 000)."""
+    """norm(x) * x_lambda + sum_k norm(h_k) * skip_lambda_k (record 15 of the medium track, multi-output article)."""
 
     def __init__(self, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__(recipe, dtype)
@@ -100,28 +100,30 @@ class Add(_Skip):
 
 
 class AddRenorm(Add):
-    """norm of `Add`'s sum (seed 000, "norm after sum"): of the lambdas, only the ratios and the common sign matter."""
+    """norm of `Add`'s sum (multi-output article, "norm after sum"): of the lambdas, only the ratios and the common sign
+    matter."""
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
         return norm(super().forward(x, outputs, ctx), self.eps)
 
 
 class AddUnnormed(Add):
-    """norm(x) * x_lambda + sum_k h_k * skip_lambda_k (seed 000): a long h_k, as of late layers, counts for more."""
+    """norm(x) * x_lambda + sum_k h_k * skip_lambda_k (multi-output article): a long h_k, as of late layers, counts for
+    more."""
 
     def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
         return [norm(x, self.eps), *self.plain(x, outputs, ctx)]
 
 
 class AddDetached(Add):
-    """`Add`, but layers learn through x alone (seed 000, "detached")."""
+    """`Add`, but layers learn through x alone (multi-output article, "detached")."""
 
     def term(self, source: int | str, h: Tensor) -> Tensor:
         return h.detach()
 
 
 class AddFixedX(Add):
-    """norm(x) + sum_k norm(h_k) * skip_lambda_k (seed 000, "x_lambda fixed at 1")."""
+    """norm(x) + sum_k norm(h_k) * skip_lambda_k (multi-output article, "x_lambda fixed at 1")."""
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
         one = torch.ones((), dtype=self.lambdas.weight.dtype, device=x.device)
@@ -129,21 +131,21 @@ class AddFixedX(Add):
 
 
 class AddRelu(Add):
-    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (seed 000)."""
+    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (multi-output article)."""
 
     def term(self, source: int | str, h: Tensor) -> Tensor:
         return F.relu(h)
 
 
 class AddTanh(Add):
-    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (seed 000)."""
+    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (multi-output article)."""
 
     def term(self, source: int | str, h: Tensor) -> Tensor:
         return h.tanh()
 
 
 class AddReluLinear(Add):
-    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k (seed 000).
+    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k (multi-output article).
 
     The sign of a scalar says nothing here: it and W_k can both turn round.
     """
@@ -170,14 +172,14 @@ class Backout(Add):
 
 
 class Concat(_Skip):
-    """[norm(x), norm(h_1), ..., norm(h_N)] side by side (seed 000): the head has (N + 1) * D inputs."""
+    """[norm(x), norm(h_1), ..., norm(h_N)] side by side (multi-output article): the head has (N + 1) * D inputs."""
 
     def forward(self, x: Tensor, outputs: Outputs, ctx: Context) -> Tensor:
         return torch.cat(self.normed(x, outputs, ctx), dim=-1)
 
 
 class ConcatLastMLP(_Skip):
-    """The last MLP sees [x, h_1, ..., h_N], or [x, P_1 h_1, ..., P_N h_N] (seed 000).
+    """The last MLP sees [x, h_1, ..., h_N], or [x, P_1 h_1, ..., P_N h_N] (multi-output article).
 
     x is the stream after the last attention; sources are as they are, embeddings normed.
     """

@@ -35,7 +35,7 @@ def gate_channels(model: Model) -> int:
 
 
 LLAMA = "llama"
-"""The choice of `model.block` that seed 004 is about."""
+"""The choice of `model.block` that the skip-middle paper is about."""
 
 
 def has_weighted_norms(model: Model) -> bool:

@@ -1,4 +1,5 @@
-"""A block on its open tokens alone: skipping that saves time, where seed 004 computes everything and multiplies by 0.
+"""A block on its open tokens alone: skipping that saves time, where the skip-middle paper computes everything and
+multiplies by 0.
 
 Legend: B batch, T time, N open tokens of all sequences, D dim, K channels of a head.
 """

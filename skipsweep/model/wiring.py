@@ -9,7 +9,7 @@ The words mean the medium track's wiring (reference record 15) at its 16 layers,
 | 8      | 3->5, 1->6         | 3            | 0, 2, 5, 7   | 0: 0, 6; 1: 1, 7                          |
 
 Other words for the U-net skips: the medium track's with their targets moved, and the small track's before and since its
-record 45 (seed 002):
+record 45 (modded-nanogpt #159):
 
 | layers | shifted             | short                                         | single |
 |--------|---------------------|-----------------------------------------------|--------|

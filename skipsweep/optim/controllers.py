@@ -1,4 +1,5 @@
-"""Controls of gates, as formulas: losses on means and variances, coefficients fixed or adapting (seed 004, Table 1).
+"""Controls of gates, as formulas: losses on means and variances, coefficients fixed or adapting (skip-middle paper,
+Table 1).
 
 Opposite layers share their gate, targets and coefficients: the paper's mean over layers is one over pairs.
 

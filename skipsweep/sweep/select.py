@@ -1,7 +1,7 @@
 """From what a user asks the head to see (`11`, `[11, 10]`, `top3`, `input`) to a sorted list of sources.
 
 Resolved when planning, once, so that every rank and every restart trains the same model: the published "random" arm was
-eight different models averaged, because each process drew for itself (seed 000).
+eight different models averaged, because each process drew for itself (multi-output article).
 """
 
 import hashlib

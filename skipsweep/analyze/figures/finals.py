@@ -101,7 +101,8 @@ def over_flops(tables: Tables) -> Figure | None:
 
 
 def over_inference(tables: Tables) -> Figure | None:
-    """Final loss over the operations of a forward pass, where there are gates that save some (seed 004, figure 2)."""
+    """Final loss over the operations of a forward pass, where there are gates that save some (skip-middle paper, figure
+    2)."""
     if not style.has(tables["runs"], "loss", "sparsity"):
         return None
     title = "forward pass, as far as gates are open (MFLOP per token)"

@@ -15,7 +15,7 @@ FEWEST = 3
 
 
 def skips(tables: Tables) -> Figure | None:
-    """Learned skip lambdas at the end of training, per source layer (violins of seed 000)."""
+    """Learned skip lambdas at the end of training, per source layer (violins of the multi-output article)."""
     rows = [row for row in tables["lambdas"] if row.get("weight") == "skip" and row["last"]]
     if not rows:
         return None
@@ -47,7 +47,7 @@ def blocks(tables: Tables) -> Figure | None:
 
 
 def shares(tables: Tables) -> Figure | None:
-    """The same, corrected for the norms of what is weighed (seed 003), of runs whose weights have been read."""
+    """The same, corrected for the norms of what is weighed (x00-x04 article), of runs whose weights have been read."""
     rows = tables["shares"]
     if not rows:
         return None
