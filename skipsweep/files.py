@@ -1,24 +1,30 @@
 """Writing files so that a reader, or the next attempt after a crash, never meets half of one."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import yaml
 
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What file systems without hard links (exFAT, those over object stores) answer to one."""
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems without locks (Lustre mounted so) answer to one."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once the body has written it whole: unique temporary name, fsync,
-    rename, fsync of the folder. Nothing of it stays where the body fails.
+    rename, fsync of the folder. If the body raises, the temporary file is removed.
 
     `durable=False` leaves out both fsyncs: for what a launcher would write again after a power cut.
     """
@@ -51,17 +57,43 @@ def create_exclusively(path: Path, content: bytes) -> bool:
         os.link(tmp, path)  # atomic on local and on network file systems, and never overwrites
     except FileExistsError:
         return False
+    except OSError as problem:
+        if problem.errno not in NO_LINKS:
+            raise
+        return _create_without_links(path, content)
     finally:
         tmp.unlink(missing_ok=True)
     return True
 
 
+def _create_without_links(path: Path, content: bytes) -> bool:
+    """The same, but that a crash amid it leaves a torn file."""
+    try:
+        with open(path, "xb") as f:
+            f.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`'s lock: for reading a file and writing it back when two launchers might."""
+    """Hold `folder`'s lock: for reading a file and writing it back when two launchers might.
+
+    On a file system without locks nothing is held: who executes a run is decided by `create_exclusively`.
+    """
     with open(folder / ".lock", "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+        lock(f, fcntl.LOCK_EX)
         yield
+
+
+def lock(f: IO[Any], kind: int) -> None:
+    """`flock`, or nothing on a file system that has no locks. Raises BlockingIOError as `flock` does."""
+    try:
+        fcntl.flock(f, kind)
+    except OSError as problem:
+        if problem.errno not in NO_LOCKS:
+            raise
 
 
 def fsync_folder(folder: Path) -> None:

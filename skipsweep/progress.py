@@ -82,9 +82,30 @@ class Bar:
         self._bar.stop()
 
 
+class UntilNobodyListens:
+    """Another progress, as long as it can be shown: a closed pipe or a full disk behind it ends no training."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown: Progress | None = shown
+
+    def update(self, now: dict[str, Any]) -> None:
+        self._try(lambda shown: shown.update(now))
+
+    def close(self) -> None:
+        self._try(lambda shown: shown.close())
+
+    def _try(self, what: Callable[[Progress], None]) -> None:
+        if self._shown is None:
+            return
+        try:
+            what(self._shown)
+        except (OSError, ValueError):  # ValueError: a closed file, or a character that the encoding has not got
+            self._shown = None
+
+
 def for_stdout() -> Progress:
-    """What suits where standard output goes."""
-    return Bar() if sys.stdout.isatty() else Lines()
+    """A progress bar on a terminal, log lines elsewhere."""
+    return UntilNobodyListens(Bar() if sys.stdout.isatty() else Lines())
 
 
 def gigabytes(size: float) -> str:

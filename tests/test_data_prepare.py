@@ -255,6 +255,30 @@ def test_a_shard_touched_after_it_was_verified_is_verified_again(texts, root, ha
             prepare.resolve(resolved, root)
 
 
+def test_what_changed_while_a_run_waited_is_found_before_it_trains(texts, root, monkeypatch):
+    resolved = prepare.resolve(text(texts), root)
+    train = corpus.open_corpus(resolved, root).paths("train")[0]
+    os.utime(train, (2, 2))  # copied anew, say
+    prepare.require(resolved, root, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "verify", None)  # a look, no more
+        prepare.require(resolved, root, 1)
+    damage(train)
+    with pytest.raises(DataError, match=r"train_000001\.bin: byte 1024: the tokens are not those once written"):
+        prepare.require(resolved, root, 1)
+
+
+def test_a_corpus_named_by_its_fingerprint_outlives_its_text(texts, root):
+    known = prepare.resolve(text(texts), root)
+    named = text(texts, fingerprint=known.fingerprint)
+    (texts / "00.txt").write_text("another")
+    assert prepare.resolve(named, root) == known
+    shutil.rmtree(texts)
+    assert prepare.resolve(named, root) == known
+    with pytest.raises(DataError, match="no text"):
+        prepare.resolve(text(texts, fingerprint="0" * 16), root)
+
+
 def test_a_shard_touched_but_whole_is_good(texts, root):
     resolved = prepare.resolve(text(texts), root)
     os.utime(corpus.open_corpus(resolved, root).paths("val")[0], (1, 1))

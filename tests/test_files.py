@@ -1,6 +1,7 @@
 """Files that are replaced as a whole, rows that survive being torn, and a lock that holds."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,26 @@ def test_creating_exclusively_leaves_the_first_alone(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         files.create_exclusively(tmp_path / "2.json", b"third")
     assert [p.name for p in tmp_path.iterdir()] == ["1.json"]
+
+
+def test_a_file_system_without_links_or_locks_is_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(code: int) -> Callable[..., None]:
+        def refuse(*args: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return refuse
+
+    monkeypatch.setattr(os, "link", missing(errno.EPERM))
+    assert files.create_exclusively(tmp_path / "1.json", b"first")
+    assert not files.create_exclusively(tmp_path / "1.json", b"second")
+    assert [p.name for p in tmp_path.iterdir()] == ["1.json"]
+    assert (tmp_path / "1.json").read_bytes() == b"first"
+    monkeypatch.setattr(fcntl, "flock", missing(errno.ENOSYS))
+    with files.locked(tmp_path):
+        pass
+    monkeypatch.setattr(fcntl, "flock", missing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"), files.locked(tmp_path):
+        pass
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows

@@ -98,7 +98,7 @@ def _exclusive(partial: Path, final: Path, advance: Advance) -> Iterator[BinaryI
 
 def _locked(f: BinaryIO) -> bool:
     try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.lock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -77,12 +77,15 @@ def to_download(cfg: Data, root: Path, steps: int) -> int:
 
 
 def require(cfg: Data, root: Path, steps: int) -> None:
-    """Raise DataError where a shard that a planned run of `steps` steps reads is not there: jobs only read."""
+    """Raise DataError where a shard that a planned run of `steps` steps reads is not there, or no longer what it was
+    when it was verified: jobs only read, and may have waited in a queue for days."""
     made = open_corpus(cfg, root)
-    absent = [shard.file for shard in needed(cfg, steps, made) if not (made.folder / shard.file).exists()]
+    wanted = needed(cfg, steps, made)
+    absent = [shard.file for shard in wanted if not (made.folder / shard.file).exists()]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise DataError(f"{made.folder}: {absent[0]}{more} not there; download first: skipsweep data prepare")
+    corpus.check_changed(made, wanted)
 
 
 def needed(cfg: Data, steps: int, made: Corpus) -> list[Shard]:
@@ -147,6 +150,8 @@ def verify_all(root: Path, cfg: Data | None = None) -> list[dict[str, Any]]:
 
 
 def _tokenised(cfg: Data, root: Path, progress: Progress | None) -> Corpus:
+    if cfg.fingerprint and folder_of(root, cfg.name, cfg.fingerprint).is_dir():
+        return read_meta(folder_of(root, cfg.name, cfg.fingerprint))  # its text may have changed since, or gone
     found = fingerprint(cfg, root)
     _check_same(cfg, found)
     folder = folder_of(root, cfg.name, found)
