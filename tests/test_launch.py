@@ -128,7 +128,7 @@ def test_one_more_seed_runs_only_what_is_new(place: Place, swept: Done, extended
     assert set(place.attempts().values()) == {1}
     losses = [[result(place.run_of(extended.sweep, arm, seed))["val_loss"] for seed in (0, 1)] for arm in ARMS[:2]]
     row = extended.table()[ARMS[1]]
-    assert (row["runs"], row["pairs"]) == ("2/2", "2")
+    assert (row["runs"], row["same seeds"]) == ("2/2", "all")
     assert row["val loss"] == f"{sum(losses[1]) / 2:.4f}"
     assert row["sd"] == f"{abs(losses[1][0] - losses[1][1]) / 2**0.5:.4f}"
     assert row["vs baseline"] == f"{sum(losses[1]) / 2 - sum(losses[0]) / 2:+.4f}"
@@ -227,7 +227,7 @@ def test_an_extension_is_compared_with_the_baseline_it_was_begun_with(
     launch("-m", "skip_layers=none,0", "sweep.name=begun", "sweep.may_differ=[skip_layers,head_type]")
     more = launch("-m", "skip_layers=[0,1],0", "sweep.name=begun")
     assert more.table()[ARMS[0]]["vs baseline"] == "baseline"
-    assert more.table()[ARMS[2]]["pairs"] == "1"
+    assert more.table()[ARMS[2]]["same seeds"] == "all"
     with pytest.raises(UserError, match=r"differs from the baseline skip_layers=none in optim\.beta1 .*may_differ="):
         plan("-m", "skip_layers=1,input", "optim.beta1=0.5", "sweep.name=begun")
     with pytest.raises(UserError, match=r"sweep\.baseline=other is no arm .*; valid: skip_layers=none, skip_layers=0"):

@@ -8,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower
 
-from skipsweep.analyze import statistics
+from skipsweep.analyze import descriptive, statistics
 from skipsweep.sweep import precision
 
 RECORD = [2.919485, 2.918384, 2.918878, 2.918476, 2.920099, 2.919609, 2.918705, 2.91872, 2.919772, 2.918594, 2.917798,
@@ -65,7 +65,7 @@ def test_a_summary_made_by_hand() -> None:
 
 def test_equal_values_have_no_spread_and_prove_nothing() -> None:
     equal = [0.1 + 0.2, 0.3, 0.3]  # equal but for rounding
-    assert statistics.sd(equal) == 0.0
+    assert descriptive.sd(equal) == 0.0
     assert statistics.below_target(equal, 5.0) is None
     assert statistics.below_target([1.0], 5.0) is None
     test = statistics.compare(equal, {"arm": [0.2, 0.2]})["arm"]

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from skipsweep.analyze import beside, statistics
-from skipsweep.analyze.comparison import Arm, Comparison, pairs
+from skipsweep.analyze import beside, descriptive, statistics
+from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import Evidence, Run
 
 MOST_NAMED = 5
@@ -95,6 +95,26 @@ def diverged(evidence: Evidence, compared: Comparison) -> str | None:
     )
 
 
+def other_seeds(evidence: Evidence, compared: Comparison) -> str | None:
+    """A test of means holds here too; but where a seed makes much of the loss, it makes much of such a difference."""
+    base = compared.baseline
+    if evidence.paired or base is None:
+        return None
+    arms = [
+        f"{arm.name} ({descriptive.of_pairs(pairs):+.5f} over the {len(pairs)} they share)"
+        for arm in compared.arms.values()
+        if arm.test is not None
+        and arm.by_seed.keys() != base.by_seed.keys()
+        and (pairs := descriptive.pairs(arm.by_seed, base.by_seed))
+    ]
+    if not arms:
+        return None
+    return (
+        f"arms that have not finished the same seeds as the baseline, so that part of their difference may be the "
+        f"seeds': {named(arms)}"
+    )
+
+
 def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
     arms = [arm.name for arm in compared.arms.values() if arm.summary is not None and arm.summary.sd == 0]
     if not arms:
@@ -128,10 +148,12 @@ def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
 def pairs_would_tell_more(evidence: Evidence, compared: Comparison) -> str | None:
     """Equal seeds share initial values and data, which may be most of what makes runs differ. Declared too late, pairs
     would be chosen for what they show."""
-    if evidence.paired or compared.spread is None or any(run.imported for run in evidence.runs.values()):
+    base = compared.baseline
+    if evidence.paired or compared.spread is None or base is None:
         return None
-    tested = [arm.name for arm in compared.arms.values() if arm.test is not None]
-    pooled = statistics.pooled_sd([[own - base for base, own in pairs(evidence, arm)] for arm in tested])
+    tested = [arm for arm in compared.arms.values() if arm.test is not None]
+    both = [descriptive.pairs(arm.by_seed, base.by_seed) for arm in tested]
+    pooled = statistics.pooled_sd([[own - of_base for of_base, own in pairs] for pairs in both])
     if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * 2**0.5 * compared.spread:
         return None
     return (
@@ -195,6 +217,7 @@ RULES = (
     shared_runs,
     single_seed,
     fewer_runs,
+    other_seeds,
     no_spread,
     best_of_many,
     pairs_would_tell_more,
@@ -210,7 +233,7 @@ def _one_sd(compared: Comparison) -> bool:
     return any(arm.test is not None and arm.test.method == "dunnett" for arm in compared.arms.values())
 
 
-def _steps(arm: Arm) -> set[int]:
+def _steps(arm: TestedArm) -> set[int]:
     """How many steps its finished runs had."""
     return {run.result["steps"] for run in arm.runs if run.result and isinstance(run.result.get("steps"), int)}
 

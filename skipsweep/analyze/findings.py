@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from skipsweep.analyze import beside, cautions, comparison, statistics, targets
-from skipsweep.analyze.comparison import Arm, Comparison
+from skipsweep.analyze import beside, cautions, comparison, descriptive, statistics, targets
+from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import OUTCOMES, Evidence
 
 Row = dict[str, Any]
@@ -101,7 +101,7 @@ def _answer(evidence: Evidence, compared: Comparison) -> str:
     return f"{text}; {'best' if better else 'worst'} is {_described(extreme)}."
 
 
-def _nothing(compared: Comparison, tested: Sequence[Arm]) -> str:
+def _nothing(compared: Comparison, tested: Sequence[TestedArm]) -> str:
     assert compared.baseline is not None
     largest = max(tested, key=lambda arm: abs(_difference(arm)))
     which = "No arm" if len(tested) > 1 else "The arm"
@@ -112,7 +112,7 @@ def _nothing(compared: Comparison, tested: Sequence[Arm]) -> str:
     )
 
 
-def _described(arm: Arm) -> str:
+def _described(arm: TestedArm) -> str:
     test = arm.test
     assert test is not None
     interval = "" if test.low is None else f", 95 % interval {test.low:+.5f} to {test.high:+.5f}"
@@ -120,7 +120,7 @@ def _described(arm: Arm) -> str:
     return f"{arm.name} at {test.difference:+.5f} nats/token (n = {len(arm.losses)}{interval}{p})"
 
 
-def _more(compared: Comparison, arm: Arm) -> str:
+def _more(compared: Comparison, arm: TestedArm) -> str:
     needed = _needed(compared, arm)
     if needed is None:
         return ""
@@ -143,12 +143,12 @@ def _why_untested(compared: Comparison) -> str:
     return "runs within an arm show no spread" if compared.spread == 0 else "there are too few runs"
 
 
-def _difference(arm: Arm) -> float:
+def _difference(arm: TestedArm) -> float:
     assert arm.test is not None
     return arm.test.difference
 
 
-def _needed(compared: Comparison, arm: Arm) -> int | None:
+def _needed(compared: Comparison, arm: TestedArm) -> int | None:
     """Seeds per arm that would tell the difference seen, were it the true one; None where nobody could run them."""
     test = arm.test
     if test is None or arm.differs or not test.sd:
@@ -164,7 +164,7 @@ def _name(compared: Comparison) -> str:
     return f" {compared.baseline.name}" if compared.baseline else ""
 
 
-def _arm(arm: Arm) -> Row:
+def _arm(arm: TestedArm) -> Row:
     found = arm.summary
     return {
         "arm": arm.name,
@@ -185,7 +185,7 @@ def _differences(compared: Comparison) -> list[Row]:
     return [_one_difference(compared, arm) for arm in compared.arms.values() if arm is not compared.baseline]
 
 
-def _one_difference(compared: Comparison, arm: Arm) -> Row:
+def _one_difference(compared: Comparison, arm: TestedArm) -> Row:
     test = arm.test
     return {
         "arm": arm.name,
@@ -200,7 +200,7 @@ def _one_difference(compared: Comparison, arm: Arm) -> Row:
     }
 
 
-def _says(arm: Arm) -> str:
+def _says(arm: TestedArm) -> str:
     if arm.shares:
         return f"not tested: shares runs with {arm.shares}"
     if arm.test is None:
@@ -228,7 +228,7 @@ def _target(evidence: Evidence, compared: Comparison) -> list[Row]:
     ]
 
 
-def _says_target(arm: Arm, target: float) -> str:
+def _says_target(arm: TestedArm, target: float) -> str:
     if arm.below_target is None:
         return "at least two runs that differ are needed"
     return f"below (p < {statistics.TARGET_ALPHA})" if arm.below_target < statistics.TARGET_ALPHA else "not shown"
@@ -246,8 +246,8 @@ def _crossings_per_arm(rows: Sequence[Row]) -> list[Row]:
             "never": sum(row["reached"] == "never" for row in found),
             "stopped": sum(row["reached"] == "stopped" for row in found),
             "not_yet": sum(row["reached"] == "not yet" for row in found),
-            "mean_step": _mean(row["step"] for row in found),
-            "mean_time_s": _mean(row["time_s"] for row in found),
+            "mean_step": descriptive.mean([row["step"] for row in found if row["step"] is not None]),
+            "mean_time_s": descriptive.mean([row["time_s"] for row in found if row["time_s"] is not None]),
         }
         for arm, found in by_arm.items()
     ]
@@ -262,7 +262,7 @@ def _lambdas(compared: Comparison) -> list[Row]:
                 values[label].append(value)
         for label, found in values.items():
             row = {"arm": arm.name, "lambda": label, "n": len(found), "mean": fmean(found)}
-            rows.append(row | {"sd": statistics.sd(found), "min": min(found), "max": max(found)})
+            rows.append(row | {"sd": descriptive.sd(found), "min": min(found), "max": max(found)})
     return rows
 
 
@@ -296,8 +296,3 @@ def _runs(evidence: Evidence) -> list[Row]:
         for arm, points in evidence.arms().items()
         for point in points
     ]
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

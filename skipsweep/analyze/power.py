@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from skipsweep.analyze import descriptive, statistics
 from skipsweep.analyze import evidence as reading
-from skipsweep.analyze import statistics
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.analyze.statistics import Design
 from skipsweep.errors import UserError
@@ -57,7 +57,7 @@ def measured(multirun: Multirun, sweep: str, arms: int | None = None) -> Spread:
     if found.baseline is None:
         raise UserError(f"sweep {sweep} has no baseline whose spread could be measured; say --sd")
     runs = [run for run in found.of_arm(found.baseline) if run.val_loss is not None]
-    spread = statistics.sd([loss for run in runs if (loss := run.val_loss) is not None])
+    spread = descriptive.sd([loss for run in runs if (loss := run.val_loss) is not None])
     if not spread:
         raise UserError(
             f"the baseline {found.baseline} of sweep {sweep} has {len(runs)} finished run(s)"

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from skipsweep.analyze.arms import Arm
+from skipsweep.analyze.arms import ArmRow
 from skipsweep.analyze.compare import Comparison
 from skipsweep.analyze.listing import Row, Status
 from skipsweep.progress import describe, duration, gigabytes, number
@@ -228,9 +228,10 @@ def runs(seen: Sequence[Observation]) -> Table:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def arms(found: Sequence[Arm]) -> None:
+def arms(found: Sequence[ArmRow]) -> None:
     """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
-    figures = ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters", ">MFLOP/token"
+    seeds = ">pairs" if any(arm.paired for arm in found) else ">same seeds"
+    figures = ">runs", ">val loss", ">sd", ">vs baseline", seeds, ">steps", ">time", ">parameters", ">MFLOP/token"
     # Without gates both are a third of the column before, windows aside.
     skips = any(arm.has_gates for arm in found)
     shown = table("arm", *figures, *([">inference, estimated", ">measured"] if skips else []))
@@ -243,7 +244,7 @@ def arms(found: Sequence[Arm]) -> None:
             number(arm.val_loss),
             number(arm.val_loss_sd),
             versus,
-            "" if arm.is_baseline or arm.same_as else _pairs(arm),
+            _seeds(arm),
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
@@ -253,15 +254,19 @@ def arms(found: Sequence[Arm]) -> None:
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
         console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
+    if any(arm.difference is not None and arm.pairs and not arm.same_seeds and not arm.paired for arm in found):
+        console.print("where only some seeds are the same as the baseline's, part of a difference may be the seeds'")
 
 
 def _mflop(operations: float | None) -> str:
     return "-" if operations is None else f"{operations / 1e6:,.2f}"
 
 
-def _pairs(arm: Arm) -> str:
-    """Over how many seeds the difference is; `means` where no seed is shared and it is that of the two means."""
-    return str(arm.pairs) if arm.pairs or arm.difference is None else "means"
+def _seeds(arm: ArmRow) -> str:
+    """The pairs that the difference is the mean over; of a difference of means, how many of its seeds are the same."""
+    if arm.difference is None:
+        return ""
+    return "all" if arm.same_seeds and not arm.paired else str(arm.pairs)
 
 
 def _signed(value: float | None) -> str:

@@ -15,9 +15,10 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from skipsweep.analyze import descriptive
 from skipsweep.analyze.arms import inference_flops
 from skipsweep.analyze.documents import Point, as_number
 from skipsweep.analyze.evidence import Evidence, Run
@@ -42,7 +43,7 @@ def of(evidence: Evidence) -> Tables:
     """All tables of a sweep; what is not known is missing from a row, never 0."""
     arms = evidence.arms()
     by_kind = len(arms) > DISTINGUISHABLE
-    base = _mean(
+    base = descriptive.mean(
         [loss for run in evidence.of_arm(evidence.baseline) if (loss := run.val_loss) is not None]
         if evidence.baseline
         else []
@@ -188,7 +189,7 @@ def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
     for step, rows in sorted(steps.items()):
         losses = [row["loss"] for row in rows]
         times = [row["time"] for row in rows if "time" in row]
-        mean, spread = fmean(losses), stdev(losses) if len(losses) > 1 else None
+        mean, spread = fmean(losses), descriptive.sd(losses)
         row: Row = {"arm": arm, "colour": colour, "step": step, "n": len(losses), "loss": mean}
         row |= {"time": fmean(times)} if len(times) == len(rows) else {}
         found.append(row | ({} if spread is None else {"low": mean - spread, "high": mean + spread}))
@@ -213,7 +214,3 @@ def _thin(rows: list[Row], most: int) -> list[Row]:
 def _keys(run: Run) -> list[str]:
     """What a run has recorded."""
     return run.keys()
-
-
-def _mean(values: list[float]) -> float | None:
-    return fmean(values) if values else None
