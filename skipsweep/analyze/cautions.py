@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from skipsweep.analyze import beside, descriptive, statistics
+from skipsweep.analyze import descriptive, published_figures, statistics
 from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import Evidence, Run
 
@@ -195,7 +195,7 @@ def imported(evidence: Evidence, compared: Comparison) -> str | None:
 
 def published_otherwise(evidence: Evidence, compared: Comparison) -> str | None:
     """Arms whose published runs took other steps than ours, and what else is known to be different about them."""
-    theirs = beside.published(evidence)
+    theirs = published_figures.published(evidence)
     found = list(dict.fromkeys(one.caveat for arm, one in theirs.items() if arm in compared.arms and one.caveat))
     arms = [
         f"{arm} ({one.steps})"

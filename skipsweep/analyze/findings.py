@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from skipsweep.analyze import beside, cautions, comparison, descriptive, statistics, targets
+from skipsweep.analyze import cautions, comparison, descriptive, published_figures, statistics, targets
 from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import OUTCOMES, Evidence
 
@@ -57,7 +57,7 @@ def find(evidence: Evidence) -> Findings:
         Sheet("target", "Is the mean below the target?", _target(evidence, compared)),
         Sheet("time_to_target_per_arm", "First below the target, per arm", _crossings_per_arm(crossings)),
         Sheet("time_to_target", "First below the target, per run", crossings, on_page=False),
-        Sheet("published", "Published results beside ours", beside.rows(evidence, compared)),
+        Sheet("published", "Published results beside ours", published_figures.rows(evidence, compared)),
         Sheet("lambdas", "Learned weights at the end, mean over runs", _lambdas(compared)),
         Sheet("power", "What more seeds would tell", _power(compared)),
         Sheet("runs", "Every run", _runs(evidence), on_page=False),

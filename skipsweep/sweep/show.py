@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from skipsweep.analyze.arms import ArmRow
-from skipsweep.analyze.compare import Comparison
 from skipsweep.analyze.listing import Row, Status
+from skipsweep.analyze.run_diff import RunDiff
 from skipsweep.progress import describe, duration, gigabytes, number
 from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
@@ -350,7 +350,7 @@ def status(found: Status) -> None:
         console.print("sweeps: " + ", ".join(found.sweeps))
 
 
-def comparison(found: Comparison) -> None:
+def run_diff(found: RunDiff) -> None:
     """Settings, losses and lambdas of two runs."""
     a, b = found.runs
     console.print(f"a: {a}\nb: {b}")
