@@ -11,6 +11,7 @@ import pytest
 from commands import Done, Place, request, result, until
 
 from skipsweep import files, job
+from skipsweep.analyze import statistics
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.sweep import launch as launching
@@ -489,8 +490,7 @@ def test_a_plan_says_what_its_seeds_can_tell(extended: Done, launch: Callable[..
     base = [result(place.run_of(extended.sweep, ARMS[0], seed))["val_loss"] for seed in (0, 1)]
     sd = abs(base[0] - base[1]) / 2**0.5
     told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("4 seeds per arm tell")
-    # t quantiles of 6 degrees of freedom: 2.4469 and 0.9057
-    assert f"from about {(2.4469 + 0.9057) * sd / 2**0.5:.2g} nats/token" in told
+    assert f"from about {statistics.detectable(sd, 4):.2g} nats/token" in told
     assert f"sd {sd:.2g} of 2 finished runs of {ARMS[0]}" in told
     assert "tell differences" not in launch("-m", "skip_layers=none,0", "plan=true").out
 

@@ -11,8 +11,6 @@ from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import OUTCOMES, Evidence
 
 Row = dict[str, Any]
-SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
-"""Runs per arm for which the table of power is made."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +273,7 @@ def _power(compared: Comparison) -> list[Row]:
     return [
         {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread, n, compared.design)}
         | {"sd": spread, "arms_tested": tests, "power": statistics.POWER}
-        for n in SEEDS
+        for n in statistics.SEEDS
     ]
 
 

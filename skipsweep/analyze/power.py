@@ -11,8 +11,6 @@ from skipsweep.analyze.statistics import Design
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 
-SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -91,7 +89,7 @@ def table(spread: Spread, seeds: int | None = None, difference: float | None = N
         raise UserError(f"--difference {difference} must be above 0")
     if seeds is not None and difference is not None:
         raise UserError("--seeds and --difference are each other's answer; say one of them")
-    numbers: Sequence[int] = SEEDS if seeds is None else (seeds,)
+    numbers: Sequence[int] = statistics.SEEDS if seeds is None else (seeds,)
     if difference is not None:
         needed = statistics.seeds_for(difference, spread.sd, spread.design)
         if needed is None:

@@ -27,6 +27,8 @@ FAR = 20.0
 FAR_ALPHA = 0.001
 """How often chance alone is to place a run of a sweep beyond that."""
 POWER = 0.8
+SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
+"""Runs per arm for which tables of power are made."""
 MOST_SEEDS = 10_000
 """More seeds than this are not counted: nobody will run them."""
 

@@ -264,8 +264,10 @@ def _mflop(operations: float | None) -> str:
 
 def _seeds(arm: ArmRow) -> str:
     """The pairs that the difference is the mean over; of a difference of means, how many of its seeds are the same."""
-    if arm.difference is None:
+    if arm.is_baseline or arm.same_as:
         return ""
+    if arm.difference is None:
+        return "-"
     return "all" if arm.same_seeds and not arm.paired else str(arm.pairs)
 
 
