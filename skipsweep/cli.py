@@ -149,13 +149,13 @@ def report(
 def power(
     sweep: Annotated[str | None, typer.Argument(help="Its baseline's finished runs say how runs differ.")] = None,
     sd: Annotated[float | None, typer.Option(help="Standard deviation of final losses instead, nats/token.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Per arm: what difference do so many tell?")] = None,
-    difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds tell it?")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Per arm: what difference do so many detect?")] = None,
+    difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds detect it?")] = None,
     arms: Annotated[int | None, typer.Option(help="The baseline among them; default: the sweep's, else 2.")] = None,
     as_json: Json = False,
     multirun: Folder = "multirun",
 ) -> None:
-    """How many seeds a difference takes: found with 80 %, at a level of 5 % over all arms."""
+    """How many seeds a difference takes: detected with 80 % power, at a level of 5 % over all arms."""
     from skipsweep.sweep import report as reporting
 
     folder = _multirun(multirun)

@@ -84,7 +84,7 @@ def test_a_sweep_from_end_to_end(place: Place, swept: Done) -> None:
 
 
 def test_a_single_seed_is_said_to_prove_nothing(swept: Done, extended: Done) -> None:
-    assert "one seed per arm: differences cannot be told from noise" in swept.out
+    assert "one seed per arm: differences cannot be distinguished from noise" in swept.out
     assert "one seed per arm" not in extended.out
 
 
@@ -489,10 +489,10 @@ def test_a_plan_says_what_its_seeds_can_tell(extended: Done, launch: Callable[..
     """As soon as the baseline has two finished runs."""
     base = [result(place.run_of(extended.sweep, ARMS[0], seed))["val_loss"] for seed in (0, 1)]
     sd = abs(base[0] - base[1]) / 2**0.5
-    told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("4 seeds per arm tell")
-    assert f"from about {statistics.detectable(sd, 4):.2g} nats/token" in told
+    told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("With 4 seeds per arm,")
+    assert f"differences of about {statistics.detectable(sd, 4):.2g} nats/token or more are detectable" in told
     assert f"sd {sd:.2g} of 2 finished runs of {ARMS[0]}" in told
-    assert "tell differences" not in launch("-m", "skip_layers=none,0", "plan=true").out
+    assert "seeds per arm," not in launch("-m", "skip_layers=none,0", "plan=true").out
 
 
 def test_pairs_are_declared_at_first_or_never(place: Place, extended: Done, launch: Callable[..., Done]) -> None:

@@ -114,7 +114,7 @@ def test_seeds_that_are_the_same_only_in_part_are_told(tmp_path: Path, capsys: p
     head, *rows, note = capsys.readouterr().out.splitlines()
     assert "vs baseline  same seeds" in head
     assert [row.split()[-6:-4] for row in rows[1:]] == [["-0.1417", "2"], ["-0.2167", "0"], ["-0.0133", "all"]]
-    assert note == "where only some seeds are the same as the baseline's, part of a difference may be the seeds'"
+    assert note == "where only some seeds are the same as the baseline's, part of a difference may be due to the seeds"
     [told] = [text for text in findings.find(made.read()).warnings if "same seeds" in text]
     assert told.endswith(": part (-0.02500 over the 2 they share)")
 

@@ -24,7 +24,7 @@ class ArmRow:
     val_loss_sd: float | None
     """Standard deviation over the finished seeds; None below two."""
     difference: float | None
-    """To the baseline, as the report tests it: see `descriptive.difference`."""
+    """From the baseline, as the report tests it: see `descriptive.difference`."""
     paired: bool
     """Whether the sweep was declared to be compared in pairs of equal seed."""
     pairs: int

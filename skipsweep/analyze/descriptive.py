@@ -1,4 +1,4 @@
-"""Descriptive statistics that tables and reports share: means, spreads, an arm's difference to the baseline, arms that
+"""Descriptive statistics that tables and reports share: means, spreads, differences from the baseline, and which arms
 have runs in common.
 
 Without numpy and scipy: plans and tables read through here, and are to take a moment.

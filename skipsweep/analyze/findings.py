@@ -51,13 +51,13 @@ def find(evidence: Evidence) -> Findings:
         Sheet(
             "final_loss", "Final validation loss per arm (nats/token)", [_arm(arm) for arm in compared.arms.values()]
         ),
-        Sheet("difference", f"Difference to the baseline{_name(compared)} (nats/token)", _differences(compared)),
+        Sheet("difference", f"Difference from the baseline{_name(compared)} (nats/token)", _differences(compared)),
         Sheet("target", "Is the mean below the target?", _target(evidence, compared)),
         Sheet("time_to_target_per_arm", "First below the target, per arm", _crossings_per_arm(crossings)),
         Sheet("time_to_target", "First below the target, per run", crossings, on_page=False),
         Sheet("published", "Published results beside ours", published_figures.rows(evidence, compared)),
         Sheet("lambdas", "Learned weights at the end, mean over runs", _lambdas(compared)),
-        Sheet("power", "What more seeds would tell", _power(compared)),
+        Sheet("power", "What more seeds would detect", _power(compared)),
         Sheet("runs", "Every run", _runs(evidence), on_page=False),
     ]
     return Findings(
@@ -88,13 +88,15 @@ def _answer(evidence: Evidence, compared: Comparison) -> str:
     if not tested:
         return f"Nothing can be compared with the baseline {base.name} yet. {_best(compared)}"
     if all(arm.test is None or arm.test.p is None for arm in tested):
-        return f"Differences cannot be told from noise: {_why_untested(compared)}. {_best(compared)}"
+        return f"Differences cannot be distinguished from noise: {_why_untested(compared)}. {_best(compared)}"
     found = sorted((arm for arm in tested if arm.differs), key=lambda arm: _difference(arm))
     if not found:
         return _nothing(compared, tested)
+    if len(tested) == 1:
+        return f"The arm tested differs from {base.name}: {_described(found[0])}."
     better = [arm for arm in found if _difference(arm) < 0]
-    count = f"{len(found)} of {len(tested)} arms differ" if len(tested) > 1 else "Yes: the one arm tested differs"
-    text = f"{count} from {base.name}, {len(better)} with a lower loss"
+    verb = "differs" if len(found) == 1 else "differ"
+    text = f"{len(found)} of {len(tested)} arms {verb} from {base.name}, {len(better)} with a lower loss"
     extreme = found[0] if better else found[-1]
     return f"{text}; {'best' if better else 'worst'} is {_described(extreme)}."
 
@@ -102,12 +104,11 @@ def _answer(evidence: Evidence, compared: Comparison) -> str:
 def _nothing(compared: Comparison, tested: Sequence[TestedArm]) -> str:
     assert compared.baseline is not None
     largest = max(tested, key=lambda arm: abs(_difference(arm)))
-    which = "No arm" if len(tested) > 1 else "The arm"
-    verb = "is" if len(tested) > 1 else "is not"
-    return (
-        f"{which} {verb} distinguishable from {compared.baseline.name}: "
-        f"the largest difference is {_described(largest)}{_more(compared, largest)}."
-    )
+    if len(tested) == 1:
+        lead = f"The arm tested is not distinguishable from {compared.baseline.name}:"
+    else:
+        lead = f"No arm is distinguishable from {compared.baseline.name}: the largest difference is"
+    return f"{lead} {_described(largest)}{_more(compared, largest)}."
 
 
 def _described(arm: TestedArm) -> str:
@@ -122,7 +123,7 @@ def _more(compared: Comparison, arm: TestedArm) -> str:
     needed = _needed(compared, arm)
     if needed is None:
         return ""
-    return f"; about {needed} seeds per arm would tell a true difference of that size"
+    return f"; about {needed} seeds per arm would detect a true difference of that size"
 
 
 def _best(compared: Comparison) -> str:
@@ -147,7 +148,7 @@ def _difference(arm: TestedArm) -> float:
 
 
 def _needed(compared: Comparison, arm: TestedArm) -> int | None:
-    """Seeds per arm that would tell the difference seen, were it the true one; None where nobody could run them."""
+    """Seeds per arm that would detect the difference seen, were it the true one; None where nobody could run them."""
     test = arm.test
     if test is None or arm.differs or not test.sd:
         return None
@@ -265,7 +266,7 @@ def _lambdas(compared: Comparison) -> list[Row]:
 
 
 def _power(compared: Comparison) -> list[Row]:
-    """Smallest true difference that n seeds per arm find with 80 %, at 5 % over all arms."""
+    """Smallest true difference that n seeds per arm detect with 80 % power, at 5 % over all arms."""
     spread = compared.spread
     if not spread:
         return []

@@ -127,7 +127,9 @@ def _source(evidence: Evidence) -> str:
 def _counts(counts: Mapping[str, int]) -> str:
     text = ", ".join(f"{n} {escape(name)}" for name, n in counts.items())
     open_ = counts.get("planned", 0) - counts.get("done", 0)
-    note = " <strong>This sweep is not finished: every figure is over what is done so far.</strong>" if open_ else ""
+    note = (
+        " <strong>This sweep is not finished: every number covers only what is done so far.</strong>" if open_ else ""
+    )
     return f"<p>Runs: {text}.{note}</p>"
 
 

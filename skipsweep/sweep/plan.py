@@ -153,7 +153,7 @@ def _served_alike(arms: Mapping[str, Sequence[Point]]) -> Iterator[str]:
     alike = [f"{arm} is {original}: the same runs" for arm, original in same.items()]
     yield from alike[:MAX_ALIKE]
     if len(alike) > MAX_ALIKE:
-        yield f"... and {len(alike) - MAX_ALIKE} more arms that are earlier ones"
+        yield f"... and {len(alike) - MAX_ALIKE} more arms that are the same runs as earlier ones"
 
 
 @contextmanager

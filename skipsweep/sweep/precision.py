@@ -1,4 +1,4 @@
-"""Before anything runs: what difference a plan's seeds can tell, where somebody has measured how runs differ.
+"""Before anything runs: what difference a plan's seeds can detect, where somebody has measured how runs differ.
 
 `analyze.statistics` is imported where it is used, once a spread is known: scipy takes a moment to load, and most plans
 do without it.
@@ -23,7 +23,7 @@ class Precision:
     seeds: int
     """Of the arm with the fewest."""
     difference: float
-    """The smallest true difference to the baseline that is found with 80 %, at 5 % over all arms."""
+    """The smallest true difference from the baseline that is detected with 80 % power, at 5 % over all arms."""
     seeds_for_half: int
     """Per arm, for half of that difference."""
     gpu_hours_for_half: float | None

@@ -100,13 +100,14 @@ def _cost(expected: Estimate | None) -> str:
 
 
 def precision(told: Precision | None) -> None:
-    """What the planned seeds can tell apart, and what half of that would take."""
+    """What the planned seeds can detect, and what half of that would take."""
     if told is None:
         return
     hours = "" if told.gpu_hours_for_half is None else f" ({told.gpu_hours_for_half:,.0f} GPU-hours)"
     console.print(
-        f"{told.seeds} seeds per arm tell differences from about {told.difference:.2g} nats/token on "
-        f"(80 %; sd {told.sd:.2g} {told.source}); half of it takes {told.seeds_for_half}{hours}",
+        f"With {told.seeds} seeds per arm, differences of about {told.difference:.2g} nats/token or more are "
+        f"detectable (power 80 %; sd {told.sd:.2g} {told.source}); half that difference takes {told.seeds_for_half} "
+        f"seeds{hours}",
         soft_wrap=True,
     )
 
@@ -229,7 +230,7 @@ def runs(seen: Sequence[Observation]) -> Table:
 
 
 def arms(found: Sequence[ArmRow]) -> None:
-    """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
+    """Arms with validation loss and difference from the baseline, and a word of caution where one is due."""
     seeds = ">pairs" if any(arm.paired for arm in found) else ">same seeds"
     figures = ">runs", ">val loss", ">sd", ">vs baseline", seeds, ">steps", ">time", ">parameters", ">MFLOP/token"
     # Without gates both are a third of the column before, windows aside.
@@ -253,9 +254,13 @@ def arms(found: Sequence[ArmRow]) -> None:
         )
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
-        console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
+        console.print(
+            "one seed per arm: differences cannot be distinguished from noise; more seeds: sweep.seeds=range(0,5)"
+        )
     if any(arm.difference is not None and arm.pairs and not arm.same_seeds and not arm.paired for arm in found):
-        console.print("where only some seeds are the same as the baseline's, part of a difference may be the seeds'")
+        console.print(
+            "where only some seeds are the same as the baseline's, part of a difference may be due to the seeds"
+        )
 
 
 def _mflop(operations: float | None) -> str:
