@@ -113,15 +113,15 @@ def logs(
 @app.command()
 def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
     """Two runs: differing settings, losses at equal steps, learned lambdas. Names, ids or beginnings of them."""
-    from skipsweep.analyze import compare as comparing
+    from skipsweep.analyze import run_diff
 
     folder = _multirun(multirun)
-    found = comparing.compare(comparing.find(folder, a), comparing.find(folder, b))
+    found = run_diff.diff(folder.find_run(a), folder.find_run(b))
     if as_json:
         return _print_json(asdict(found))
     from skipsweep.sweep import show
 
-    show.comparison(found)
+    show.run_diff(found)
 
 
 @app.command()
@@ -149,13 +149,13 @@ def report(
 def power(
     sweep: Annotated[str | None, typer.Argument(help="Its baseline's finished runs say how runs differ.")] = None,
     sd: Annotated[float | None, typer.Option(help="Standard deviation of final losses instead, nats/token.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Per arm: what difference do so many tell?")] = None,
-    difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds tell it?")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Per arm: what difference do so many detect?")] = None,
+    difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds detect it?")] = None,
     arms: Annotated[int | None, typer.Option(help="The baseline among them; default: the sweep's, else 2.")] = None,
     as_json: Json = False,
     multirun: Folder = "multirun",
 ) -> None:
-    """How many seeds a difference takes: found with 80 %, at a level of 5 % over all arms."""
+    """How many seeds a difference takes: detected with 80 % power, at a level of 5 % over all arms."""
     from skipsweep.sweep import report as reporting
 
     folder = _multirun(multirun)
@@ -178,11 +178,9 @@ def inspect(
     multirun: Folder = "multirun",
 ) -> None:
     """What a trained model does: next tokens by layer, lambdas, sizes, contributions; as table, JSON and pictures."""
-    from skipsweep.analyze.compare import find
     from skipsweep.inspection import command
 
-    folder = _multirun(multirun)
-    found, where = command.run(find(folder, run), text, top, layers, out)
+    found, where = command.run(_multirun(multirun).find_run(run), text, top, layers, out)
     if as_json:
         return _print_json(asdict(found))
     from skipsweep.inspection import show
@@ -206,10 +204,9 @@ def generate(
     multirun: Folder = "multirun",
 ) -> None:
     """Continue a text with a trained model, token by token; blocks that gates close are left out."""
-    from skipsweep.analyze.compare import find
     from skipsweep.generation import command
 
-    asked, how = find(_multirun(multirun), run), command.Sampling(temperature, top_k, seed)
+    asked, how = _multirun(multirun).find_run(run), command.Sampling(temperature, top_k, seed)
     if as_json:
         return _print_json(asdict(command.run(asked, text, tokens, how, stop, device)))
     found = command.run(asked, text, tokens, how, stop, device, command.teller(text))
@@ -256,9 +253,8 @@ def sync(
     if names_a_folder(name) and folder.sweep(name).plan.exists():
         return _upload(folder, name, as_json)
     from skipsweep import mirror
-    from skipsweep.analyze.compare import find
 
-    found = find(folder, name)
+    found = folder.find_run(name)
     if not found.config.exists():
         raise UserError(f"{found.name} has no config.yaml; imported runs cannot be mirrored")
     trouble = mirror.sync(found)

@@ -272,6 +272,23 @@ class Multirun:
         path = Path(text).resolve() if "/" in text else None
         return path.name if path and path.parent in (self.runs.resolve(), self.sweeps.resolve()) else text
 
+    def find_run(self, text: str) -> RunDir:
+        """The run that `text` names: its folder's name or path, its id, or the unambiguous beginning of name or id.
+
+        Raises UserError.
+        """
+        text = self.name_of(text)
+        runs = list(self.all_runs())
+        hits = [run for run in runs if text in (run.name, run.id)]
+        hits = hits or [run for run in runs if run.name.startswith(text) or run.id.startswith(text)]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            raise UserError(
+                f"{text} is the beginning of {len(hits)} runs, e.g. {hits[0].name} and {hits[1].name}; say more"
+            )
+        raise UserError(f"no run {text} below {self.runs}; `skipsweep list` shows them")
+
     def all_runs(self) -> Iterator[RunDir]:
         """Every run, by name."""
         yield from map(RunDir, _folders(self.runs))

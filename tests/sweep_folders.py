@@ -127,7 +127,8 @@ class Made:
         for row in _rows(points, dict(lambdas or {}), steps):
             files.append_row(run.metrics, row)
         if loss is not None and state == "done":
-            files.write_json(run.result, _result(run, loss, points, steps, dict(lambdas or {})), durable=False)
+            made = _result(run, loss, points, steps, dict(lambdas or {}))
+            files.write_json(run.result, made | ({"imported": {}} if imported else {}), durable=False)
         return run
 
     def write(self) -> Multirun:

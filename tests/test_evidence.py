@@ -27,7 +27,7 @@ def test_a_sweep_comes_back_as_written(tmp_path: Path) -> None:
     assert run.recipe["skip_layers"]["layers"] == [5]
     assert run.env.hosts == ("node1",)
     assert run.env.results_version == 2
-    assert run.rows()[-1]["lambda/skip/5"] == -0.3
+    assert run.series("lambda/skip/5")[-1].tolist() == [100, 10.0, -0.3]
     assert run.series("val/loss")[-1].tolist() == [100, 10.0, 2.91]
     assert run.series("gate/0").shape == (0, 3)
 
@@ -39,9 +39,11 @@ def test_rows_are_what_the_run_folder_says(tmp_path: Path) -> None:
     with open(folder.metrics, "a") as f:
         f.write('{"attempt": 3, "step": 100, "val/lo')
     [run] = made.read().of_arm("none")
-    assert run.rows() == folder.read_metrics()
-    assert run.rows()[-1] == {"attempt": 2, "step": 100, "val/loss": 2.4}
-    assert isinstance(run.rows()[0]["step"], int)
+    rows = folder.read_metrics()
+    assert set(run.recorded()) == {key for row in rows for key in row}
+    for key in run.recorded():
+        assert run.series(key)[:, [0, 2]].tolist() == [[row["step"], row[key]] for row in rows if key in row]
+    assert run.series("val/loss")[-1, [0, 2]].tolist() == [100, 2.4]
 
 
 @pytest.mark.parametrize("name", ["result.json", "status.json", "identity.json", "env.json", "metrics.jsonl"])
@@ -57,7 +59,7 @@ def test_damaged_files_are_missing_values(tmp_path: Path, name: str, content: by
     if name == "result.json" and content != b"null":
         assert "result.json" in (run.cause or "")
         assert run.damaged == ("result.json",)
-    run.rows()
+    run.recorded()
 
 
 HUGE = 10**400
@@ -110,7 +112,7 @@ def test_a_run_without_a_folder_is_missing(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.point("none", 0, "never-made-0123")
     [run] = made.read().of_arm("none")
-    assert (run.state, run.outcome, run.rows()) == ("new", "missing", [])
+    assert (run.state, run.outcome, run.recorded()) == ("new", "missing", [])
 
 
 def test_an_unknown_sweep_and_a_torn_plan_are_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from skipsweep.analyze import statistics
 from skipsweep.config import Config, leaves, recipe_of
 from skipsweep.errors import MissingValue, UserError
 from skipsweep.sweep import launch
@@ -117,7 +118,7 @@ def test_a_value_that_an_arm_lacks_is_asked_for_as_it_can_be_given(tmp_path: Pat
 def test_published_figures_are_for_their_corpus(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their spread says what a plan's seeds can tell there, and nothing elsewhere."""
+    """Their spread says what a plan's seeds can tell there, as reports count it, and nothing elsewhere."""
     monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
     one = ["experiment=single_layer", "sweep.seeds=range(0,2)", f"paths.multirun={tmp_path}"]
     here, there = (launch.make_plan(from_command_line([*one, *more])) for more in ([], ["scale=medium"]))
@@ -125,6 +126,9 @@ def test_published_figures_are_for_their_corpus(
     assert there.published["none"]["n"] == 160
     assert (found := precision(there)) is not None
     assert (found.sd, found.source) == (0.0008, "published for none")
+    design = statistics.Design(len(there.arms()))
+    assert found.difference == statistics.detectable(0.0008, 2, design)
+    assert found.seeds_for_half == statistics.seeds_for(found.difference / 2, 0.0008, design)
 
 
 def test_published_figures_of_an_unknown_corpus_are_refused(

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from skipsweep.analyze.evidence import Evidence
 from skipsweep.analyze.figures import curves, finals, scalars, style, tables
 from skipsweep.analyze.figures.style import Figure
 from skipsweep.analyze.figures.tables import Tables
+from skipsweep.analyze.findings import Findings, Sheet
 
 
 def single_layers(folder: Path) -> Evidence:
@@ -36,8 +36,8 @@ def orderings(folder: Path) -> Evidence:
     return made.read()
 
 
-def says(**changes: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"answer": "Not distinguishable.", "counts": {}, "warnings": [], "tables": {}} | changes)
+def says(**changes: Any) -> Findings:
+    return Findings(**{"answer": "Not distinguishable.", "counts": {}, "warnings": [], "sheets": []} | changes)
 
 
 def marks(figure: Figure | None, data: Tables) -> int:
@@ -334,7 +334,9 @@ def test_text_from_folders_cannot_become_markup(tmp_path: Path) -> None:
     made.arm("none", [2.9])
     made.point(evil, 0, made.points[0]["run"])
     evidence = made.read()
-    findings = says(answer=evil, warnings=[evil], tables={evil: [{evil: evil, "missing": None}]}, counts={evil: 1})
+    findings = says(
+        answer=evil, warnings=[evil], sheets=[Sheet("evil", evil, [{evil: evil, "missing": None}])], counts={evil: 1}
+    )
     text = page.html(evidence, findings, data := tables.of(evidence), figures.drawn(data))
     assert "<img" not in text.split("<script>")[0]
     assert text.split('id="data">')[1].split("</script>")[0].startswith('{"runs"')

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipsweep import cli
-from skipsweep.analyze import compare, listing
+from skipsweep.analyze import listing, run_diff
 from skipsweep.errors import UserError
 from skipsweep.imports.speedrun_log import RULE, parse
 from skipsweep.imports.write import import_logs
@@ -175,7 +175,7 @@ def test_imported_runs_are_listed_with_their_arms(tmp_path: Path) -> None:
     assert {row.train_time_s for row in listing.runs(multirun)} == {1385.433}
 
     a, b = (multirun.run(name) for name in found.runs[:2])
-    assert compare.compare(a, b).losses[-1]["difference"] == pytest.approx(0.01)
+    assert run_diff.diff(a, b).losses[-1]["difference"] == pytest.approx(0.01)
     assert (a.path / "script.txt").read_text().startswith("import torch")
     for document in (a.identity, a.status, a.env, a.result):
         assert set(json.loads(document.read_text())["imported"]) == {"from", "sha256"}

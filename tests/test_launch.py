@@ -11,6 +11,7 @@ import pytest
 from commands import Done, Place, request, result, until
 
 from skipsweep import files, job
+from skipsweep.analyze import statistics
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.sweep import launch as launching
@@ -83,7 +84,7 @@ def test_a_sweep_from_end_to_end(place: Place, swept: Done) -> None:
 
 
 def test_a_single_seed_is_said_to_prove_nothing(swept: Done, extended: Done) -> None:
-    assert "one seed per arm: differences cannot be told from noise" in swept.out
+    assert "one seed per arm: differences cannot be distinguished from noise" in swept.out
     assert "one seed per arm" not in extended.out
 
 
@@ -128,7 +129,7 @@ def test_one_more_seed_runs_only_what_is_new(place: Place, swept: Done, extended
     assert set(place.attempts().values()) == {1}
     losses = [[result(place.run_of(extended.sweep, arm, seed))["val_loss"] for seed in (0, 1)] for arm in ARMS[:2]]
     row = extended.table()[ARMS[1]]
-    assert (row["runs"], row["pairs"]) == ("2/2", "2")
+    assert (row["runs"], row["same seeds"]) == ("2/2", "all")
     assert row["val loss"] == f"{sum(losses[1]) / 2:.4f}"
     assert row["sd"] == f"{abs(losses[1][0] - losses[1][1]) / 2**0.5:.4f}"
     assert row["vs baseline"] == f"{sum(losses[1]) / 2 - sum(losses[0]) / 2:+.4f}"
@@ -227,7 +228,7 @@ def test_an_extension_is_compared_with_the_baseline_it_was_begun_with(
     launch("-m", "skip_layers=none,0", "sweep.name=begun", "sweep.may_differ=[skip_layers,head_type]")
     more = launch("-m", "skip_layers=[0,1],0", "sweep.name=begun")
     assert more.table()[ARMS[0]]["vs baseline"] == "baseline"
-    assert more.table()[ARMS[2]]["pairs"] == "1"
+    assert more.table()[ARMS[2]]["same seeds"] == "all"
     with pytest.raises(UserError, match=r"differs from the baseline skip_layers=none in optim\.beta1 .*may_differ="):
         plan("-m", "skip_layers=1,input", "optim.beta1=0.5", "sweep.name=begun")
     with pytest.raises(UserError, match=r"sweep\.baseline=other is no arm .*; valid: skip_layers=none, skip_layers=0"):
@@ -488,11 +489,10 @@ def test_a_plan_says_what_its_seeds_can_tell(extended: Done, launch: Callable[..
     """As soon as the baseline has two finished runs."""
     base = [result(place.run_of(extended.sweep, ARMS[0], seed))["val_loss"] for seed in (0, 1)]
     sd = abs(base[0] - base[1]) / 2**0.5
-    told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("4 seeds per arm tell")
-    # t quantiles of 6 degrees of freedom: 2.4469 and 0.9057
-    assert f"from about {(2.4469 + 0.9057) * sd / 2**0.5:.2g} nats/token" in told
+    told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("With 4 seeds per arm,")
+    assert f"differences of about {statistics.detectable(sd, 4):.2g} nats/token or more are detectable" in told
     assert f"sd {sd:.2g} of 2 finished runs of {ARMS[0]}" in told
-    assert "tell differences" not in launch("-m", "skip_layers=none,0", "plan=true").out
+    assert "seeds per arm," not in launch("-m", "skip_layers=none,0", "plan=true").out
 
 
 def test_pairs_are_declared_at_first_or_never(place: Place, extended: Done, launch: Callable[..., Done]) -> None:

@@ -4,7 +4,8 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ RUNS_A_MODEL = {("cli", "inspection.command"), ("cli", "generation.command")}
 """The other: `skipsweep inspect` and `generate` neither plan nor report, but compute."""
 EXCEPTIONS = UNDER_TORCHRUN | RUNS_A_MODEL
 
+PLANS = ("hydra_plugins", "launch", "sweep")
+WITH_A_SPREAD = {("sweep.precision", "analyze.statistics")}
+"""A plan counts seeds as reports do, once it knows how runs differ; without, it loads no scipy."""
+WRITES_A_REPORT = {("sweep.report", "analyze.report"), ("sweep.report", "analyze.power")}
+LATE = WITH_A_SPREAD | WRITES_A_REPORT
+"""Where launching may reach scipy: imported by the functions that need it, never by a module as it loads."""
+
+Edges = AbstractSet[tuple[str, str]]
 Graph = Mapping[str, frozenset[str]]
 """Module -> what it imports: ours without the leading `skipsweep.`, others by their full name."""
 
@@ -156,17 +165,19 @@ def not_theirs(found: Graph) -> list[str]:
     ]
 
 
-def ways_to(library: str, found: Graph) -> list[str]:
+def ways_to(
+    library: str, found: Graph, units: Sequence[str] = PLANS_OR_REPORTS, exceptions: Edges = EXCEPTIONS
+) -> list[str]:
     """Shortest chains of imports that lead from planning or reporting to a library."""
     chains = []
-    for start in (module for module in found if any(within(module, unit) for unit in PLANS_OR_REPORTS)):
+    for start in (module for module in found if any(within(module, unit) for unit in units)):
         ahead, seen = [[start]], {start}
         while ahead:
             chain = ahead.pop(0)
             for target in sorted(found[chain[-1]]):
                 if within(target, library):
                     chains.append(" -> ".join([*chain, target]))
-                elif target in found and target not in seen and (chain[-1], target) not in EXCEPTIONS:
+                elif target in found and target not in seen and (chain[-1], target) not in exceptions:
                     seen.add(target)
                     ahead.append([*chain, target])
     return chains
@@ -220,6 +231,15 @@ def test_planning_and_reporting_never_reach_torch(found: Graph) -> None:
     assert ways_to("torch", found) == []
 
 
+def test_launching_reaches_scipy_in_the_named_places_alone(found: Graph) -> None:
+    assert ways_to("scipy", found, PLANS, LATE) == []
+    texts = sources()
+    for module, target in LATE:
+        at_once = {_of(node.module or "", alias.name, texts) for node in ast.parse(texts[module]).body
+                   if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+        assert target in found[module] - at_once
+
+
 VIOLATIONS: dict[str, tuple[str, str, str]] = {
     "upwards": ("config", "from skipsweep.sweep import plan", "config imports sweep.plan"),
     "upwards, by name": ("rundir", "from skipsweep.train import Trainer", "rundir imports train"),
@@ -231,6 +251,8 @@ VIOLATIONS: dict[str, tuple[str, str, str]] = {
     "wandb": ("record", "def f():\n    from wandb.sdk import run", "record imports wandb.sdk"),
     "submitit": ("sweep.plan", "import submitit", "sweep.plan imports submitit"),
     "torch in a plan": ("sweep.plan", "def f():\n    import torch.nn", "sweep.launch -> sweep.plan -> torch.nn"),
+    "scipy in a plan": ("sweep.plan", "def f():\n    from scipy import stats", "sweep.launch -> sweep.plan -> scipy"),
+    "scipy behind a table": ("analyze.arms", "import scipy.special", "sweep.launch -> analyze.arms -> scipy.special"),
     "torch behind data": ("data.corpus", "import torch", "cli -> data.corpus -> torch"),
     "torch behind a model's count": ("model.count", "from skipsweep.model import gpt", "model.count -> model.gpt -> "),
     "a cycle": ("data.shards", "from skipsweep.data import corpus", "data.corpus -> data.shards -> data.corpus"),
@@ -244,7 +266,8 @@ def test_a_violation_is_seen(case: str) -> None:
     texts = sources()
     texts[module] += f"\n{line}\n"
     changed = graph(texts)
-    assert told in "\n".join(wrong_way(changed) + not_theirs(changed) + ways_to("torch", changed) + cycles(changed))
+    ways = ways_to("torch", changed) + ways_to("scipy", changed, PLANS, LATE)
+    assert told in "\n".join(wrong_way(changed) + not_theirs(changed) + ways + cycles(changed))
 
 
 SLOW = ("torch", "wandb", "submitit", "pandas", "scipy", "huggingface_hub")

@@ -1,4 +1,5 @@
-"""What a sweep says of itself and its report rests on: the loss to reach, and whether runs are compared in pairs."""
+"""What a sweep says of itself and its report rests on: the loss to reach, whether runs are compared in pairs, and the
+differences that follow."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from commands import Place, request, result
 from sweep_folders import Made
 
 from skipsweep import files
-from skipsweep.analyze import arms, evidence
+from skipsweep.analyze import arms, evidence, findings
 from skipsweep.errors import UserError
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep import show
@@ -60,32 +61,79 @@ def test_pairs_are_declared_before_the_first_run(plan: Callable[..., Plan]) -> N
         plan("sweep.name=other", "sweep.paired=true")
 
 
-# --------------------------------------------------------------------------------------------------- pairs in the table
+# --------------------------------------------------------------------------------------------------------- differences
+
+DIFFERENCES: dict[
+    str, tuple[list[float | None], dict[str, Any], tuple[float | None, int], tuple[float | None, int]]
+] = {
+    "balanced": ([2.48, 2.57, 2.91], {}, (-0.04 / 3, 3), (-0.04 / 3, 3)),
+    "unfinished": ([2.48, 2.57, None], {}, (2.525 - 8 / 3, 2), (-0.025, 2)),
+    "more seeds than the baseline": ([2.48, 2.57, 2.91, 2.4], {}, (2.59 - 8 / 3, 3), (-0.04 / 3, 3)),
+    "other seeds": ([2.4, 2.5], {"first_seed": 7}, (2.45 - 8 / 3, 0), (None, 0)),
+    "imported": ([2.48, 2.57], {"imported": True}, (2.525 - 8 / 3, 0), (None, 0)),
+    "nothing finished": ([None], {}, (None, 0), (None, 0)),
+}
+"""Losses of an arm beside a baseline of 2.5, 2.6, 2.9 -> difference and seeds in common; the same in a paired sweep."""
 
 
-@pytest.mark.parametrize(
-    ("own", "base", "expected"),
-    [
-        ({0: 2.0, 1: 4.0}, {0: 1.0, 1: 2.0}, (1.5, 2)),
-        ({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: None}, (1.0, 1)),
-        ({0: 2.0, 1: 4.0}, {2: 1.0, 3: 3.0}, (1.0, 0)),
-        ({0: 2.0}, {0: None, 1: 3.0}, (None, 0)),  # its pair is still to come: the means would say something else
-        ({0: None}, {1: 3.0}, (None, 0)),
-    ],
-)
-def test_arms_are_paired_by_seed_and_else_by_their_means(own: Any, base: Any, expected: Any) -> None:
-    assert arms.versus(own, base) == expected
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_table_and_report_say_the_same_difference(tmp_path: Path, case: str, paired: bool) -> None:
+    """That by which the arm is tested, as the sweep declared before it ran."""
+    losses, about, *expected = DIFFERENCES[case]
+    made = Made(tmp_path, baseline="plain", plan={"paired": paired})
+    made.arm("plain", [2.5, 2.6, 2.9])
+    made.arm("arm", losses, **about)
+    assert_agree(made, *expected[paired])
 
 
-def test_replicates_pair_by_their_seed(tmp_path: Path) -> None:
-    made = Made(tmp_path, name="timed", baseline="plain")
+@pytest.mark.parametrize("paired", [False, True])
+def test_repetitions_of_a_seed_are_averaged_before_they_pair(tmp_path: Path, paired: bool) -> None:
+    made = Made(tmp_path, baseline="plain", plan={"paired": paired})
     made.arm("plain", [2.0, 3.0])
-    for seed, loss in enumerate([2.5, 3.1]):
-        made.point("again", seed, made.run("again", seed, loss).name, replicate=1)
-    made.arm("elsewhere", [4.0], first_seed=7)
-    plain, again, elsewhere = arms.of_sweep(made.write(), "timed")
-    assert (plain.difference, again.pairs, again.difference) == (None, 2, pytest.approx(0.3))
-    assert (elsewhere.pairs, elsewhere.difference) == (0, pytest.approx(1.5))
+    for replicate, seed, loss in ((1, 0, 2.5), (2, 0, 2.7), (1, 1, 3.1)):
+        made.point("arm", seed, made.run(f"arm-{replicate}", seed, loss).name, replicate=replicate)
+    assert_agree(made, 0.35 if paired else 8.3 / 3 - 2.5, 2)
+
+
+def assert_agree(made: Made, value: float | None, pairs: int) -> None:
+    _, row = arms.of_sweep(made.write(), made.name)
+    found = {sheet.file: sheet.rows for sheet in findings.find(made.read()).sheets}
+    assert (row.difference, row.pairs) == (None if value is None else pytest.approx(value), pairs)
+    assert found["difference"][0]["difference"] == row.difference
+
+
+def test_seeds_that_are_the_same_only_in_part_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Part of a difference of means may then be theirs: the report adds what the shared ones say."""
+    made = Made(tmp_path, baseline="plain")
+    made.arm("plain", [2.5, 2.6, 2.9])
+    made.arm("part", [2.48, 2.57, None])
+    made.arm("other", [2.4, 2.5], first_seed=7)
+    made.arm("whole", [2.48, 2.57, 2.91])
+    show.arms(arms.of_sweep(made.write(), made.name))
+    head, *rows, note = capsys.readouterr().out.splitlines()
+    assert "vs baseline  same seeds" in head
+    assert [row.split()[-6:-4] for row in rows[1:]] == [["-0.1417", "2"], ["-0.2167", "0"], ["-0.0133", "all"]]
+    assert note == "where only some seeds are the same as the baseline's, part of a difference may be due to the seeds"
+    [told] = [text for text in findings.find(made.read()).warnings if "same seeds" in text]
+    assert told.endswith(": part (-0.02500 over the 2 they share)")
+
+
+def test_pairs_are_counted_where_they_were_declared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Made(tmp_path, baseline="plain", plan={"paired": True})
+    made.arm("plain", [2.5, 2.6, 2.9])
+    made.arm("part", [2.48, 2.57, None])
+    show.arms(arms.of_sweep(made.write(), made.name))
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert "vs baseline  pairs" in head
+    assert row.split()[-6:-4] == ["-0.0250", "2"]
+
+
+def test_without_its_baseline_a_sweep_has_no_differences(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="gone")
+    made.arm("one", [2.5])
+    made.arm("other", [2.6])
+    assert [row.difference for row in arms.of_sweep(made.write(), made.name)] == [None, None]
 
 
 def test_what_gates_leave_is_shown_also_where_they_leave_everything(

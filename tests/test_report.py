@@ -73,11 +73,19 @@ def test_an_arm_that_differs(tmp_path: Path) -> None:
     made.arm("6", [2.931, 2.92, 2.926], sources=[6])
     found = findings.find(made.read())
     assert found.answer.startswith(
-        "1 of 2 arms differ from none, 1 with a lower loss; best is 5 at -0.10000 nats/token (n = 3"
+        "1 of 2 arms differs from none, 1 with a lower loss; best is 5 at -0.10000 nats/token (n = 3"
     )
     assert [row["says"] for row in rows(found, "difference")] == ["lower loss", "not distinguishable"]
     assert found.counts == {"planned": 9, "done": 9, "failed": 0, "running": 0, "missing": 0}
     assert found.warnings == []
+
+
+def test_one_arm_that_differs_is_no_best_of_many(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93, 2.925])
+    made.arm("5", [2.82, 2.83, 2.825], sources=[5])
+    found = findings.find(made.read())
+    assert found.answer.startswith("The arm tested differs from none: 5 at -0.10000 nats/token (n = 3, 95 % interval")
 
 
 def test_what_cannot_be_told_apart_is_said_with_the_seeds_that_would_tell(tmp_path: Path) -> None:
@@ -86,8 +94,8 @@ def test_what_cannot_be_told_apart_is_said_with_the_seeds_that_would_tell(tmp_pa
     made.arm("5", [2.918, 2.928, 2.923], sources=[5])
     found = findings.find(made.read())
     needed = rows(found, "difference")[0]["seeds_to_tell"]
-    assert found.answer.startswith("The arm is not distinguishable from none: the largest difference is 5 at -0.00200")
-    assert f"about {needed} seeds per arm would tell" in found.answer
+    assert found.answer.startswith("The arm tested is not distinguishable from none: 5 at -0.00200")
+    assert f"about {needed} seeds per arm would detect a true difference of that size" in found.answer
     assert needed == 100  # statsmodels: 99.08 for an effect of 0.4
 
 
@@ -96,7 +104,7 @@ def test_single_runs_tell_nothing(tmp_path: Path) -> None:
     made.arm("none", [2.92])
     made.arm("5", [2.5], sources=[5])
     found = findings.find(made.read())
-    assert found.answer.startswith("Differences cannot be told from noise: no arm has two finished runs.")
+    assert found.answer.startswith("Differences cannot be distinguished from noise: no arm has two finished runs.")
     assert rows(found, "difference")[0]["p"] is None
 
 
@@ -170,7 +178,7 @@ def test_what_is_not_there_is_one_line_with_what_is(tmp_path: Path) -> None:
     multirun = made.write()
     with pytest.raises(UserError, match=r"^no sweep nosuch .*; there are: question$"):
         report.make(multirun, ["nosuch"])
-    with pytest.raises(UserError, match=r"^--baseline 7 is no arm of question; valid: none, 5$"):
+    with pytest.raises(UserError, match=r"^--baseline 7 is not an arm of question; valid: none, 5$"):
         report.make(multirun, ["question"], baseline="7")
     other = report.make(multirun, ["question"], baseline="5", out=tmp_path / "elsewhere")
     assert other.evidence.baseline == "5"
@@ -215,14 +223,14 @@ def test_power_of_a_given_spread_is_its_own_inverse() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "say either a sweep whose baseline has finished runs, or --sd"),
-        (("--sd", "0"), "--sd 0.0 is no standard deviation"),
-        (("--sd", "nan"), "--sd nan is no standard deviation"),
+        ((), "give either a sweep whose baseline has finished runs, or --sd"),
+        (("--sd", "0"), "--sd 0.0 is not a standard deviation"),
+        (("--sd", "nan"), "--sd nan is not a standard deviation"),
         (("--sd", "1", "--seeds", "1"), "--seeds 1 cannot tell anything apart"),
         (("--sd", "1", "--arms", "1"), "--arms 1: at least 2"),
         (("--sd", "1", "--difference", "-1"), "--difference -1.0 must be above 0"),
         (("--sd", "1", "--difference", "0.0001"), "more than 10000 seeds"),
-        (("--sd", "1", "--difference", "1", "--seeds", "3"), "each other's answer"),
+        (("--sd", "1", "--difference", "1", "--seeds", "3"), "answer each other; give one of them"),
     ],
     ids=str,
 )
@@ -290,7 +298,7 @@ def test_a_report_of_damaged_folders_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "says"),
     [
-        ({"steps": 50}, "the baseline ran 100 steps, these arms others: 5 (50)"),
+        ({"steps": 50}, "the baseline ran 100 steps, these arms a different number: 5 (50)"),
         ({"host": "other"}, "runs were made with 2 hosts (node1, other)"),
         ({"host": "other"}, "training times come from several machines"),
         ({"torch": "2.11.0"}, "runs were made with 2 versions of torch (2.11.0, 2.13.0)"),
@@ -389,7 +397,7 @@ def test_shipped_figures_stand_beside_the_arms_that_repeat_them(tmp_path: Path) 
     assert (two["published"], two["published_n"]) == (pytest.approx((2.917641 + 2.917946) / 2), 2)
     assert two["published_sd"] == pytest.approx(0.000305 / 2**0.5)
     [told] = [text for text in found.warnings if text.startswith("published runs")]
-    assert "other steps: two (5550)" in told
+    assert "a different number of steps: two (5550)" in told
     assert "Snoo" in told
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from skipsweep.analyze import beside, statistics
-from skipsweep.analyze.comparison import Arm, Comparison, pairs
+from skipsweep.analyze import descriptive, published_figures, statistics
+from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import Evidence, Run
 
 MOST_NAMED = 5
@@ -28,7 +28,7 @@ def unfinished(evidence: Evidence, compared: Comparison) -> str | None:
         for arm in compared.arms.values()
         if len(arm.losses) < len(arm.runs)
     ]
-    return f"{len(open_)} of {len(evidence.runs)} runs have no result; these arms stand on fewer runs: {named(few)}"
+    return f"{len(open_)} of {len(evidence.runs)} runs have no result; these arms rest on fewer runs: {named(few)}"
 
 
 def damaged(evidence: Evidence, compared: Comparison) -> str | None:
@@ -48,7 +48,10 @@ def confounded(evidence: Evidence, compared: Comparison) -> str | None:
     arms = [f"{arm} ({', '.join(map(str, keys))})" for arm, keys in evidence.confounds.items() if keys]
     if not arms:
         return None
-    return f"arms that differ from the baseline in more than the question, so that cause stays open: {named(arms)}"
+    return (
+        "arms that differ from the baseline in more than the question asks about, so that a difference has several "
+        f"possible causes: {named(arms)}"
+    )
 
 
 def shared_runs(evidence: Evidence, compared: Comparison) -> str | None:
@@ -75,8 +78,8 @@ def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
     if not arms:
         return None
     return (
-        f"arms with half of the others' {most} finished runs or less; if their spread is not that of the others, as "
-        f"the test takes it to be, but larger, differences are found that are none: {named(arms)}"
+        f"arms with at most half of the others' {most} finished runs: the test assumes that they spread as the others "
+        f"do; where they spread more, it finds differences that do not exist: {named(arms)}"
     )
 
 
@@ -90,8 +93,28 @@ def diverged(evidence: Evidence, compared: Comparison) -> str | None:
     if not found:
         return None
     return (
-        f"runs that lie far from their arm, possibly diverged: {named(found)}; such a run makes its arm's mean and "
-        "spread, so that nothing can be told of that arm, and nothing of any where it is one of the baseline"
+        f"runs that lie far from their arm, possibly diverged: {named(found)}; such a run dominates its arm's "
+        "mean and spread, so nothing can be concluded about that arm, or about any arm if it belongs to the baseline"
+    )
+
+
+def other_seeds(evidence: Evidence, compared: Comparison) -> str | None:
+    """A test of means holds here too; but where a seed makes much of the loss, it makes much of such a difference."""
+    base = compared.baseline
+    if evidence.paired or base is None:
+        return None
+    arms = [
+        f"{arm.name} ({descriptive.of_pairs(pairs):+.5f} over the {len(pairs)} they share)"
+        for arm in compared.arms.values()
+        if arm.test is not None
+        and arm.by_seed.keys() != base.by_seed.keys()
+        and (pairs := descriptive.pairs(arm.by_seed, base.by_seed))
+    ]
+    if not arms:
+        return None
+    return (
+        "arms that have not finished the same seeds as the baseline, so that part of their difference may be due to "
+        f"the seeds: {named(arms)}"
     )
 
 
@@ -99,7 +122,7 @@ def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
     arms = [arm.name for arm in compared.arms.values() if arm.summary is not None and arm.summary.sd == 0]
     if not arms:
         return None
-    return f"runs of an arm ended with the very same loss, as repetitions of one seed do; no spread: {named(arms)}"
+    return f"runs of an arm ended with the very same loss, as repetitions of one seed do (no spread): {named(arms)}"
 
 
 def other_steps(evidence: Evidence, compared: Comparison) -> str | None:
@@ -113,7 +136,7 @@ def other_steps(evidence: Evidence, compared: Comparison) -> str | None:
     ]
     if not arms:
         return None
-    return f"the baseline ran {', '.join(map(str, sorted(base)))} steps, these arms others: {named(arms)}"
+    return f"the baseline ran {', '.join(map(str, sorted(base)))} steps, these arms a different number: {named(arms)}"
 
 
 def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
@@ -125,18 +148,20 @@ def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
     )
 
 
-def pairs_would_tell_more(evidence: Evidence, compared: Comparison) -> str | None:
+def pairs_would_detect_more(evidence: Evidence, compared: Comparison) -> str | None:
     """Equal seeds share initial values and data, which may be most of what makes runs differ. Declared too late, pairs
     would be chosen for what they show."""
-    if evidence.paired or compared.spread is None or any(run.imported for run in evidence.runs.values()):
+    base = compared.baseline
+    if evidence.paired or compared.spread is None or base is None:
         return None
-    tested = [arm.name for arm in compared.arms.values() if arm.test is not None]
-    pooled = statistics.pooled_sd([[own - base for base, own in pairs(evidence, arm)] for arm in tested])
+    tested = [arm for arm in compared.arms.values() if arm.test is not None]
+    both = [descriptive.pairs(arm.by_seed, base.by_seed) for arm in tested]
+    pooled = statistics.pooled_sd([[own - of_base for of_base, own in pairs] for pairs in both])
     if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * 2**0.5 * compared.spread:
         return None
     return (
-        f"differences between runs of equal seed spread by {pooled[0]:.2g} only, those of other seeds by "
-        f"{2**0.5 * compared.spread:.2g}: a new sweep with sweep.paired=true would tell smaller differences"
+        f"differences between runs of the same seed have an sd of only {pooled[0]:.2g}, those between different seeds "
+        f"one of {2**0.5 * compared.spread:.2g}: a new sweep with sweep.paired=true would detect smaller differences"
     )
 
 
@@ -173,7 +198,7 @@ def imported(evidence: Evidence, compared: Comparison) -> str | None:
 
 def published_otherwise(evidence: Evidence, compared: Comparison) -> str | None:
     """Arms whose published runs took other steps than ours, and what else is known to be different about them."""
-    theirs = beside.published(evidence)
+    theirs = published_figures.published(evidence)
     found = list(dict.fromkeys(one.caveat for arm, one in theirs.items() if arm in compared.arms and one.caveat))
     arms = [
         f"{arm} ({one.steps})"
@@ -181,8 +206,8 @@ def published_otherwise(evidence: Evidence, compared: Comparison) -> str | None:
         if arm in compared.arms and one.steps and (own := _steps(compared.arms[arm])) and own != {one.steps}
     ]
     if arms:
-        found.insert(0, f"these ran other steps: {named(arms)}")
-    return f"published runs are not ours in all but the machine: {'; '.join(found)}" if found else None
+        found.insert(0, f"these ran a different number of steps: {named(arms)}")
+    return f"published runs differ from ours in more than the machine: {'; '.join(found)}" if found else None
 
 
 RULES = (
@@ -195,9 +220,10 @@ RULES = (
     shared_runs,
     single_seed,
     fewer_runs,
+    other_seeds,
     no_spread,
     best_of_many,
-    pairs_would_tell_more,
+    pairs_would_detect_more,
     several_environments,
     time_across_machines,
     imported,
@@ -210,7 +236,7 @@ def _one_sd(compared: Comparison) -> bool:
     return any(arm.test is not None and arm.test.method == "dunnett" for arm in compared.arms.values())
 
 
-def _steps(arm: Arm) -> set[int]:
+def _steps(arm: TestedArm) -> set[int]:
     """How many steps its finished runs had."""
     return {run.result["steps"] for run in arm.runs if run.result and isinstance(run.result.get("steps"), int)}
 

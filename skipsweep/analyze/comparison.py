@@ -1,21 +1,23 @@
 """Arms of a sweep against its baseline: which runs count, which test, what it says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from skipsweep.analyze import statistics
+from skipsweep.analyze import descriptive, statistics
+from skipsweep.analyze.descriptive import BySeed
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.analyze.statistics import Design, Summary, Test
 
 
 @dataclass(frozen=True)
-class Arm:
+class TestedArm:
     """One arm's final losses and what they say."""
 
     name: str
     runs: tuple[Run, ...]
     losses: tuple[float, ...]
     """Final validation losses of the finished runs, nats per token."""
+    by_seed: BySeed
     summary: Summary | None
     test: Test | None
     """Against the baseline; None for the baseline itself, and where there is nothing to test."""
@@ -34,8 +36,8 @@ class Arm:
 class Comparison:
     """All arms, the baseline first."""
 
-    arms: Mapping[str, Arm]
-    baseline: Arm | None
+    arms: Mapping[str, TestedArm]
+    baseline: TestedArm | None
     family: int
     """How many arms were tested together."""
     spread: float | None
@@ -51,15 +53,23 @@ class Comparison:
 def compare(evidence: Evidence) -> Comparison:
     """Test every arm that shares no run with the baseline or with an arm tested before it."""
     runs = {arm: tuple(evidence.of_arm(arm)) for arm in evidence.arms()}
-    shares = _shared(runs)
+    shares = descriptive.sharing({arm: [run.name for run in found] for arm, found in runs.items()})
     losses = {arm: tuple(loss for run in found if (loss := run.val_loss) is not None) for arm, found in runs.items()}
-    tested = {arm: losses[arm] for arm in runs if arm != evidence.baseline and arm not in shares}
-    tests = _tests(evidence, losses, tested) if evidence.baseline is not None else {}
+    results = {name: run.result for name, run in evidence.runs.items()}
+    by_seed = {arm: descriptive.by_seed(points, results) for arm, points in evidence.arms().items()}
+    tested = [arm for arm in runs if arm != evidence.baseline and arm not in shares]
+    tests: Mapping[str, Test] = {}
+    if evidence.baseline is not None and evidence.paired:
+        base = by_seed[evidence.baseline]
+        tests = statistics.paired({arm: descriptive.pairs(by_seed[arm], base) for arm in tested})
+    elif evidence.baseline is not None:
+        tests = statistics.compare(losses[evidence.baseline], {arm: losses[arm] for arm in tested})
     arms = {
-        arm: Arm(
+        arm: TestedArm(
             arm,
             runs[arm],
             losses[arm],
+            by_seed[arm],
             statistics.summary(losses[arm]),
             tests.get(arm),
             shares.get(arm),
@@ -70,34 +80,3 @@ def compare(evidence: Evidence) -> Comparison:
     pooled = statistics.pooled_sd([losses[arm] for arm in runs if arm not in shares])
     baseline = arms.get(evidence.baseline) if evidence.baseline is not None else None
     return Comparison(arms, baseline, len(tests), pooled and pooled[0])
-
-
-def _shared(runs: Mapping[str, Sequence[Run]]) -> dict[str, str]:
-    """Arm -> an earlier one (the baseline comes first) that some of its runs serve as well."""
-    owner: dict[str, str] = {}
-    shares: dict[str, str] = {}
-    for arm, found in runs.items():
-        other = next((owner[run.name] for run in found if run.name in owner), None)
-        if other is not None:
-            shares[arm] = other
-            continue
-        owner |= {run.name: arm for run in found}
-    return shares
-
-
-def _tests(
-    evidence: Evidence, losses: Mapping[str, Sequence[float]], tested: Mapping[str, Sequence[float]]
-) -> dict[str, Test]:
-    assert evidence.baseline is not None
-    if evidence.paired:
-        return statistics.paired({arm: pairs(evidence, arm) for arm in tested})
-    return statistics.compare(losses[evidence.baseline], tested)
-
-
-def pairs(evidence: Evidence, arm: str) -> list[tuple[float, float]]:
-    """(baseline's loss, the arm's loss) of equal seed and replicate."""
-    assert evidence.baseline is not None
-    arms = evidence.arms()
-    base = {(p.seed, p.replicate): evidence.runs[p.run].val_loss for p in arms[evidence.baseline]}
-    both = [(base.get((p.seed, p.replicate)), evidence.runs[p.run].val_loss) for p in arms[arm]]
-    return [(a, b) for a, b in both if a is not None and b is not None]

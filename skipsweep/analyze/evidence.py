@@ -18,8 +18,6 @@ from skipsweep.rundir import STATES, Multirun, RunDir
 
 OUTCOMES = ("done", "failed", "running", "missing")
 """What can have become of a planned run; every run has exactly one."""
-INTEGERS = ("attempt", "step", "tokens")
-"""Keys of a metric row that count something."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +71,6 @@ class Run:
         found = self.recipe.get(group)
         return found.get(key) if isinstance(found, Mapping) else None
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, one per step in order of steps: of a step written twice the last attempt's, torn
-        lines skipped. Read when first asked for, then kept."""
-        table = self._table
-        steps = len(table.get("step", ()))
-        found: list[dict[str, Any]] = [{} for _ in range(steps)]
-        for key, column in table.items():
-            convert = int if key in INTEGERS else float
-            for i in np.flatnonzero(~np.isnan(column)):
-                found[i][key] = convert(column[i])
-        return found
-
     def series(self, key: str) -> np.ndarray:
         """(rows with `key`, 3) float64: step, training time in seconds (nan where unknown), value."""
         table = self._table
@@ -93,7 +79,7 @@ class Run:
         columns = [table["step"], table.get("train_time_s", np.full_like(table["step"], np.nan)), table[key]]
         return np.stack(columns, axis=1)[~np.isnan(table[key])]
 
-    def keys(self) -> list[str]:
+    def recorded(self) -> list[str]:
         """What was recorded at any step: `val/loss`, `lambda/skip/5`, `lr/head`, ..."""
         return list(self._table)
 

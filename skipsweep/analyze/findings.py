@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from skipsweep.analyze import beside, cautions, comparison, statistics, targets
-from skipsweep.analyze.comparison import Arm, Comparison
+from skipsweep.analyze import cautions, comparison, descriptive, published_figures, statistics, targets
+from skipsweep.analyze.comparison import Comparison, TestedArm
 from skipsweep.analyze.evidence import OUTCOMES, Evidence
 
 Row = dict[str, Any]
-SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
-"""Runs per arm for which the table of power is made."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,13 @@ def find(evidence: Evidence) -> Findings:
         Sheet(
             "final_loss", "Final validation loss per arm (nats/token)", [_arm(arm) for arm in compared.arms.values()]
         ),
-        Sheet("difference", f"Difference to the baseline{_name(compared)} (nats/token)", _differences(compared)),
+        Sheet("difference", f"Difference from the baseline{_name(compared)} (nats/token)", _differences(compared)),
         Sheet("target", "Is the mean below the target?", _target(evidence, compared)),
         Sheet("time_to_target_per_arm", "First below the target, per arm", _crossings_per_arm(crossings)),
         Sheet("time_to_target", "First below the target, per run", crossings, on_page=False),
-        Sheet("published", "Published results beside ours", beside.rows(evidence, compared)),
+        Sheet("published", "Published results beside ours", published_figures.rows(evidence, compared)),
         Sheet("lambdas", "Learned weights at the end, mean over runs", _lambdas(compared)),
-        Sheet("power", "What more seeds would tell", _power(compared)),
+        Sheet("power", "What more seeds would detect", _power(compared)),
         Sheet("runs", "Every run", _runs(evidence), on_page=False),
     ]
     return Findings(
@@ -90,29 +88,30 @@ def _answer(evidence: Evidence, compared: Comparison) -> str:
     if not tested:
         return f"Nothing can be compared with the baseline {base.name} yet. {_best(compared)}"
     if all(arm.test is None or arm.test.p is None for arm in tested):
-        return f"Differences cannot be told from noise: {_why_untested(compared)}. {_best(compared)}"
+        return f"Differences cannot be distinguished from noise: {_why_untested(compared)}. {_best(compared)}"
     found = sorted((arm for arm in tested if arm.differs), key=lambda arm: _difference(arm))
     if not found:
         return _nothing(compared, tested)
+    if len(tested) == 1:
+        return f"The arm tested differs from {base.name}: {_described(found[0])}."
     better = [arm for arm in found if _difference(arm) < 0]
-    count = f"{len(found)} of {len(tested)} arms differ" if len(tested) > 1 else "Yes: the one arm tested differs"
-    text = f"{count} from {base.name}, {len(better)} with a lower loss"
+    verb = "differs" if len(found) == 1 else "differ"
+    text = f"{len(found)} of {len(tested)} arms {verb} from {base.name}, {len(better)} with a lower loss"
     extreme = found[0] if better else found[-1]
     return f"{text}; {'best' if better else 'worst'} is {_described(extreme)}."
 
 
-def _nothing(compared: Comparison, tested: Sequence[Arm]) -> str:
+def _nothing(compared: Comparison, tested: Sequence[TestedArm]) -> str:
     assert compared.baseline is not None
     largest = max(tested, key=lambda arm: abs(_difference(arm)))
-    which = "No arm" if len(tested) > 1 else "The arm"
-    verb = "is" if len(tested) > 1 else "is not"
-    return (
-        f"{which} {verb} distinguishable from {compared.baseline.name}: "
-        f"the largest difference is {_described(largest)}{_more(compared, largest)}."
-    )
+    if len(tested) == 1:
+        lead = f"The arm tested is not distinguishable from {compared.baseline.name}:"
+    else:
+        lead = f"No arm is distinguishable from {compared.baseline.name}: the largest difference is"
+    return f"{lead} {_described(largest)}{_more(compared, largest)}."
 
 
-def _described(arm: Arm) -> str:
+def _described(arm: TestedArm) -> str:
     test = arm.test
     assert test is not None
     interval = "" if test.low is None else f", 95 % interval {test.low:+.5f} to {test.high:+.5f}"
@@ -120,11 +119,11 @@ def _described(arm: Arm) -> str:
     return f"{arm.name} at {test.difference:+.5f} nats/token (n = {len(arm.losses)}{interval}{p})"
 
 
-def _more(compared: Comparison, arm: Arm) -> str:
+def _more(compared: Comparison, arm: TestedArm) -> str:
     needed = _needed(compared, arm)
     if needed is None:
         return ""
-    return f"; about {needed} seeds per arm would tell a true difference of that size"
+    return f"; about {needed} seeds per arm would detect a true difference of that size"
 
 
 def _best(compared: Comparison) -> str:
@@ -143,13 +142,13 @@ def _why_untested(compared: Comparison) -> str:
     return "runs within an arm show no spread" if compared.spread == 0 else "there are too few runs"
 
 
-def _difference(arm: Arm) -> float:
+def _difference(arm: TestedArm) -> float:
     assert arm.test is not None
     return arm.test.difference
 
 
-def _needed(compared: Comparison, arm: Arm) -> int | None:
-    """Seeds per arm that would tell the difference seen, were it the true one; None where nobody could run them."""
+def _needed(compared: Comparison, arm: TestedArm) -> int | None:
+    """Seeds per arm that would detect the difference seen, were it the true one; None where nobody could run them."""
     test = arm.test
     if test is None or arm.differs or not test.sd:
         return None
@@ -164,7 +163,7 @@ def _name(compared: Comparison) -> str:
     return f" {compared.baseline.name}" if compared.baseline else ""
 
 
-def _arm(arm: Arm) -> Row:
+def _arm(arm: TestedArm) -> Row:
     found = arm.summary
     return {
         "arm": arm.name,
@@ -185,7 +184,7 @@ def _differences(compared: Comparison) -> list[Row]:
     return [_one_difference(compared, arm) for arm in compared.arms.values() if arm is not compared.baseline]
 
 
-def _one_difference(compared: Comparison, arm: Arm) -> Row:
+def _one_difference(compared: Comparison, arm: TestedArm) -> Row:
     test = arm.test
     return {
         "arm": arm.name,
@@ -200,7 +199,7 @@ def _one_difference(compared: Comparison, arm: Arm) -> Row:
     }
 
 
-def _says(arm: Arm) -> str:
+def _says(arm: TestedArm) -> str:
     if arm.shares:
         return f"not tested: shares runs with {arm.shares}"
     if arm.test is None:
@@ -228,7 +227,7 @@ def _target(evidence: Evidence, compared: Comparison) -> list[Row]:
     ]
 
 
-def _says_target(arm: Arm, target: float) -> str:
+def _says_target(arm: TestedArm, target: float) -> str:
     if arm.below_target is None:
         return "at least two runs that differ are needed"
     return f"below (p < {statistics.TARGET_ALPHA})" if arm.below_target < statistics.TARGET_ALPHA else "not shown"
@@ -246,8 +245,8 @@ def _crossings_per_arm(rows: Sequence[Row]) -> list[Row]:
             "never": sum(row["reached"] == "never" for row in found),
             "stopped": sum(row["reached"] == "stopped" for row in found),
             "not_yet": sum(row["reached"] == "not yet" for row in found),
-            "mean_step": _mean(row["step"] for row in found),
-            "mean_time_s": _mean(row["time_s"] for row in found),
+            "mean_step": descriptive.mean([row["step"] for row in found if row["step"] is not None]),
+            "mean_time_s": descriptive.mean([row["time_s"] for row in found if row["time_s"] is not None]),
         }
         for arm, found in by_arm.items()
     ]
@@ -262,12 +261,12 @@ def _lambdas(compared: Comparison) -> list[Row]:
                 values[label].append(value)
         for label, found in values.items():
             row = {"arm": arm.name, "lambda": label, "n": len(found), "mean": fmean(found)}
-            rows.append(row | {"sd": statistics.sd(found), "min": min(found), "max": max(found)})
+            rows.append(row | {"sd": descriptive.sd(found), "min": min(found), "max": max(found)})
     return rows
 
 
 def _power(compared: Comparison) -> list[Row]:
-    """Smallest true difference that n seeds per arm find with 80 %, at 5 % over all arms."""
+    """Smallest true difference that n seeds per arm detect with 80 % power, at 5 % over all arms."""
     spread = compared.spread
     if not spread:
         return []
@@ -275,7 +274,7 @@ def _power(compared: Comparison) -> list[Row]:
     return [
         {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread, n, compared.design)}
         | {"sd": spread, "arms_tested": tests, "power": statistics.POWER}
-        for n in SEEDS
+        for n in statistics.SEEDS
     ]
 
 
@@ -296,8 +295,3 @@ def _runs(evidence: Evidence) -> list[Row]:
         for arm, points in evidence.arms().items()
         for point in points
     ]
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -32,7 +32,7 @@ class Status:
     question: str | None
     counts: dict[str, int]
     runs: list[Observation]
-    arms: list[arms.Arm]
+    arms: list[arms.ArmRow]
     sweeps: list[str]
     """All sweeps, where none was asked for."""
 

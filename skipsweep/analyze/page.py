@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import vl_convert
 
@@ -15,6 +15,7 @@ from skipsweep.analyze.evidence import Evidence
 from skipsweep.analyze.figures import tables
 from skipsweep.analyze.figures.style import Figure
 from skipsweep.analyze.figures.tables import Tables
+from skipsweep.analyze.findings import Findings
 
 # Vega compiles its expressions with Function(), hence unsafe-eval; everything else is forbidden, fetching above all.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -49,29 +50,7 @@ for (const [name, spec] of Object.entries(specs)) {
 }"""
 
 
-class Says(Protocol):
-    """What the page needs to know of the findings."""
-
-    @property
-    def answer(self) -> str:
-        """One sentence, with its uncertainty."""
-        ...
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """planned, done, failed, running, missing."""
-        ...
-
-    @property
-    def warnings(self) -> Sequence[str]: ...
-
-    @property
-    def tables(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-        """Title -> rows; a missing value is None."""
-        ...
-
-
-def write(evidence: Evidence, findings: Says, folder: Path, png: bool = False) -> Path:
+def write(evidence: Evidence, findings: Findings, folder: Path, png: bool = False) -> Path:
     """Write index.html and figures/*.svg (and .png) into `folder`; returns the page."""
     data = tables.of(evidence)
     drawn = figures.drawn(data)
@@ -101,7 +80,7 @@ def _with_data(bare: Mapping[str, Any], data: Tables) -> dict[str, Any]:
     return {**bare, "datasets": {name: rows for name, rows in data.items() if f'{{"name": "{name}"}}' in named}}
 
 
-def html(evidence: Evidence, findings: Says, data: Tables, drawn: Sequence[Figure]) -> str:
+def html(evidence: Evidence, findings: Findings, data: Tables, drawn: Sequence[Figure]) -> str:
     """The page's text. Whatever comes from folders is escaped."""
     title = escape(" and ".join(evidence.names))
     body = [
@@ -148,7 +127,9 @@ def _source(evidence: Evidence) -> str:
 def _counts(counts: Mapping[str, int]) -> str:
     text = ", ".join(f"{n} {escape(name)}" for name, n in counts.items())
     open_ = counts.get("planned", 0) - counts.get("done", 0)
-    note = " <strong>This sweep is not finished: every figure is over what is done so far.</strong>" if open_ else ""
+    note = (
+        " <strong>This sweep is not finished: every number covers only what is done so far.</strong>" if open_ else ""
+    )
     return f"<p>Runs: {text}.{note}</p>"
 
 

@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from skipsweep.analyze import descriptive, statistics
 from skipsweep.analyze import evidence as reading
-from skipsweep.analyze import statistics
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.analyze.statistics import Design
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 
-SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
-
 
 @dataclass(frozen=True)
 class Spread:
-    """How much runs that differ in their seed alone differ in their final loss."""
+    """Spread of the final loss between runs that differ only in their seed."""
 
     sd: float
     """Nats per token."""
@@ -33,7 +31,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Power:
-    """Answers, one row per number of seeds: seeds (per arm), difference (smallest true one found with 80 %),
+    """Answers, one row per number of seeds: seeds (per arm), difference (smallest true one detected with 80 % power),
     seeds_for_half, gpu_hours_for_half (all arms with that many seeds); None where not known."""
 
     spread: Spread
@@ -45,7 +43,7 @@ class Power:
 def given(sd: float, arms: int) -> Spread:
     """A spread that the user says. Raises UserError."""
     if not sd > 0:
-        raise UserError(f"--sd {sd} is no standard deviation; it must be above 0")
+        raise UserError(f"--sd {sd} is not a standard deviation; it must be above 0")
     if arms < 2:
         raise UserError(f"--arms {arms}: at least 2, the baseline among them")
     return Spread(sd, "given", arms)
@@ -55,9 +53,9 @@ def measured(multirun: Multirun, sweep: str, arms: int | None = None) -> Spread:
     """The spread of a sweep's baseline. Raises UserError where it has less than two finished runs that differ."""
     found = reading.read(multirun, [sweep])
     if found.baseline is None:
-        raise UserError(f"sweep {sweep} has no baseline whose spread could be measured; say --sd")
+        raise UserError(f"sweep {sweep} has no baseline whose spread could be measured; give --sd")
     runs = [run for run in found.of_arm(found.baseline) if run.val_loss is not None]
-    spread = statistics.sd([loss for run in runs if (loss := run.val_loss) is not None])
+    spread = descriptive.sd([loss for run in runs if (loss := run.val_loss) is not None])
     if not spread:
         raise UserError(
             f"the baseline {found.baseline} of sweep {sweep} has {len(runs)} finished run(s)"
@@ -90,8 +88,8 @@ def table(spread: Spread, seeds: int | None = None, difference: float | None = N
     if difference is not None and not difference > 0:
         raise UserError(f"--difference {difference} must be above 0")
     if seeds is not None and difference is not None:
-        raise UserError("--seeds and --difference are each other's answer; say one of them")
-    numbers: Sequence[int] = SEEDS if seeds is None else (seeds,)
+        raise UserError("--seeds and --difference answer each other; give one of them")
+    numbers: Sequence[int] = statistics.SEEDS if seeds is None else (seeds,)
     if difference is not None:
         needed = statistics.seeds_for(difference, spread.sd, spread.design)
         if needed is None:

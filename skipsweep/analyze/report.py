@@ -60,7 +60,9 @@ def place(multirun: Multirun, names: Sequence[str]) -> Path:
 def _with_baseline(evidence: Evidence, baseline: str) -> Evidence:
     arms = list(evidence.arms())
     if baseline not in arms:
-        raise UserError(f"--baseline {baseline} is no arm of {' and '.join(evidence.names)}; valid: {', '.join(arms)}")
+        raise UserError(
+            f"--baseline {baseline} is not an arm of {' and '.join(evidence.names)}; valid: {', '.join(arms)}"
+        )
     return replace(evidence, baseline=baseline)
 
 

@@ -13,6 +13,8 @@ from statistics import fmean, median, median_high, median_low
 import numpy as np
 from scipy import special
 
+from skipsweep.analyze.descriptive import TINY, of_means, of_pairs, sd
+
 ALPHA = 0.05
 """Level of comparisons with the baseline, over all arms together."""
 TARGET_ALPHA = 0.01
@@ -25,10 +27,10 @@ FAR = 20.0
 FAR_ALPHA = 0.001
 """How often chance alone is to place a run of a sweep beyond that."""
 POWER = 0.8
+SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
+"""Runs per arm for which tables of power are made."""
 MOST_SEEDS = 10_000
 """More seeds than this are not counted: nobody will run them."""
-_TINY = 1e-12
-"""A spread below this part of the mean is the rounding of equal numbers."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,6 @@ def summary(values: Sequence[float]) -> Summary | None:
     return Summary(
         len(values), mean, spread, None if half is None else mean - half, None if half is None else mean + half
     )
-
-
-def sd(values: Sequence[float]) -> float | None:
-    """Standard deviation of a sample; None below two values; exactly 0 of values that are equal but for rounding."""
-    if len(values) < 2:
-        return None
-    mean = fmean(values)
-    found = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return 0.0 if found <= _TINY * abs(mean) else found
 
 
 def t_quantile(p: float, df: float) -> float:
@@ -182,7 +175,7 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
 
 def _dunnett(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[str, Test]:
     pooled = pooled_sd([base, *arms.values()])
-    differences = {arm: fmean(values) - fmean(base) for arm, values in arms.items()}
+    differences = {arm: of_means(values, base) for arm, values in arms.items()}
     if pooled is None or pooled[0] == 0:
         return {arm: Test("dunnett", d, None, None, None, pooled and pooled[0]) for arm, d in differences.items()}
     spread, df = pooled
@@ -206,7 +199,7 @@ _One = tuple[float, float | None, float | None, float | None, float | None]
 
 
 def _welch_one(base: Sequence[float], values: Sequence[float]) -> _One:
-    difference = fmean(values) - fmean(base)
+    difference = of_means(values, base)
     a, b = sd(values), sd(base)
     if a is None or b is None or a + b == 0:
         return difference, None, None, None, None
@@ -225,9 +218,9 @@ def paired(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Test
 
 def _paired_one(pairs: Sequence[tuple[float, float]]) -> _One:
     differences = [own - base for base, own in pairs]
-    mean, size = fmean(differences), max(abs(v) for pair in pairs for v in pair)
+    mean, size = of_pairs(pairs), max(abs(v) for pair in pairs for v in pair)
     spread = sd(differences)
-    if not spread or spread <= _TINY * size:
+    if not spread or spread <= TINY * size:
         return mean, None, None, None, spread
     error = spread / math.sqrt(len(differences))
     half = t_quantile(1 - ALPHA / 2, len(differences) - 1) * error

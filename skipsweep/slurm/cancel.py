@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skipsweep import files
-from skipsweep.analyze.compare import find
 from skipsweep.analyze.documents import read_plan
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, RunDir
@@ -57,7 +56,7 @@ def _meant(multirun: Multirun, asked: str) -> tuple[str | None, list[RunDir]]:
         points = read_plan(multirun, asked)["points"]
     except UserError as no_sweep:
         try:
-            return None, [find(multirun, asked)]
+            return None, [multirun.find_run(asked)]
         except UserError:
             raise no_sweep from None
     return asked, [multirun.run(name) for name in dict.fromkeys(point["run"] for point in points)]

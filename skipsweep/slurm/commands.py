@@ -36,10 +36,9 @@ def show_cancelled(found: dict[str, Any]) -> None:
 
 def logs(multirun: Multirun, text: str, lines: int, follow: bool) -> None:
     """Print the end of a run's logs, and what is added to them until it has ended."""
-    from skipsweep.analyze.compare import find
     from skipsweep.status import observe
 
-    run = find(multirun, text)
+    run = multirun.find_run(text)
     shown: dict[Path, int] = {}
     for path in logs_of(run):
         end, found = tail(path, lines)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skipsweep import files, provenance
+from skipsweep.analyze.descriptive import same_runs
 from skipsweep.config import Config, Data, Paths, Random, RunConfig, Sweep, choices, leaves, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
@@ -148,15 +149,11 @@ def make(wanted: Sequence[Wanted], command: str, single: bool) -> Plan:
 
 def _served_alike(arms: Mapping[str, Sequence[Point]]) -> Iterator[str]:
     """A note on the arms that are served by the very same runs as an earlier one: their difference is naught."""
-    first: dict[tuple[str, ...], str] = {}
-    alike = []
-    for arm, points in arms.items():
-        original = first.setdefault(tuple(sorted(point.run for point in points)), arm)
-        if original != arm:
-            alike.append(f"{arm} is {original}: the same runs")
+    same = same_runs({arm: [point.run for point in points] for arm, points in arms.items()})
+    alike = [f"{arm} is {original}: the same runs" for arm, original in same.items()]
     yield from alike[:MAX_ALIKE]
     if len(alike) > MAX_ALIKE:
-        yield f"... and {len(alike) - MAX_ALIKE} more arms that are earlier ones"
+        yield f"... and {len(alike) - MAX_ALIKE} more arms that are the same runs as earlier ones"
 
 
 @contextmanager

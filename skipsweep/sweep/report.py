@@ -82,7 +82,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         "-" if difference is None else f"{difference:+.5f}",
         interval,
         "-" if p is None else f"{p:.2g}",
-        row["says"] + (f" ({needed} seeds would tell)" if needed else ""),
+        row["says"] + (f" ({needed} seeds would detect it)" if needed else ""),
     ]
 
 
@@ -98,7 +98,7 @@ def power(
     from skipsweep.analyze import power
 
     if (sweep is None) == (sd is None):
-        raise UserError("say either a sweep whose baseline has finished runs, or --sd")
+        raise UserError("give either a sweep whose baseline has finished runs, or --sd")
     spread = power.given(sd, arms or 2) if sd is not None else power.measured(multirun, sweep or "", arms)
     return power.table(spread, seeds, difference)
 
@@ -107,7 +107,7 @@ def print_power(made: Power) -> None:
     """One row per number of seeds."""
     spread = made.spread
     show.console.print(
-        f"sd {spread.sd:.4g} nats/token ({spread.source}); {spread.arms} arms; found with 80 % at a level of "
+        f"sd {spread.sd:.4g} nats/token ({spread.source}); {spread.arms} arms; detected with 80 % power at a level of "
         f"{made.alpha:.3g} for each comparison",
         soft_wrap=True,
     )

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from skipsweep.analyze.arms import Arm
-from skipsweep.analyze.compare import Comparison
+from skipsweep.analyze.arms import ArmRow
 from skipsweep.analyze.listing import Row, Status
+from skipsweep.analyze.run_diff import RunDiff
 from skipsweep.progress import describe, duration, gigabytes, number
 from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
@@ -100,13 +100,14 @@ def _cost(expected: Estimate | None) -> str:
 
 
 def precision(told: Precision | None) -> None:
-    """What the planned seeds can tell apart, and what half of that would take."""
+    """What the planned seeds can detect, and what half of that would take."""
     if told is None:
         return
     hours = "" if told.gpu_hours_for_half is None else f" ({told.gpu_hours_for_half:,.0f} GPU-hours)"
     console.print(
-        f"{told.seeds} seeds per arm tell differences from about {told.difference:.2g} nats/token on "
-        f"(80 %; sd {told.sd:.2g} {told.source}); half of it takes {told.seeds_for_half}{hours}",
+        f"With {told.seeds} seeds per arm, differences of about {told.difference:.2g} nats/token or more are "
+        f"detectable (power 80 %; sd {told.sd:.2g} {told.source}); half that difference takes {told.seeds_for_half} "
+        f"seeds{hours}",
         soft_wrap=True,
     )
 
@@ -228,9 +229,10 @@ def runs(seen: Sequence[Observation]) -> Table:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def arms(found: Sequence[Arm]) -> None:
-    """Arms with validation loss and difference to the baseline, and a word of caution where one is due."""
-    figures = ">runs", ">val loss", ">sd", ">vs baseline", ">pairs", ">steps", ">time", ">parameters", ">MFLOP/token"
+def arms(found: Sequence[ArmRow]) -> None:
+    """Arms with validation loss and difference from the baseline, and a word of caution where one is due."""
+    seeds = ">pairs" if any(arm.paired for arm in found) else ">same seeds"
+    figures = ">runs", ">val loss", ">sd", ">vs baseline", seeds, ">steps", ">time", ">parameters", ">MFLOP/token"
     # Without gates both are a third of the column before, windows aside.
     skips = any(arm.has_gates for arm in found)
     shown = table("arm", *figures, *([">inference, estimated", ">measured"] if skips else []))
@@ -243,7 +245,7 @@ def arms(found: Sequence[Arm]) -> None:
             number(arm.val_loss),
             number(arm.val_loss_sd),
             versus,
-            "" if arm.is_baseline or arm.same_as else _pairs(arm),
+            _seeds(arm),
             "-" if arm.steps is None else str(arm.steps),
             duration(arm.train_time_s),
             "-" if arm.parameters is None else f"{arm.parameters:,}",
@@ -252,16 +254,26 @@ def arms(found: Sequence[Arm]) -> None:
         )
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
-        console.print("one seed per arm: differences cannot be told from noise; more seeds: sweep.seeds=range(0,5)")
+        console.print(
+            "one seed per arm: differences cannot be distinguished from noise; more seeds: sweep.seeds=range(0,5)"
+        )
+    if any(arm.difference is not None and arm.pairs and not arm.same_seeds and not arm.paired for arm in found):
+        console.print(
+            "where only some seeds are the same as the baseline's, part of a difference may be due to the seeds"
+        )
 
 
 def _mflop(operations: float | None) -> str:
     return "-" if operations is None else f"{operations / 1e6:,.2f}"
 
 
-def _pairs(arm: Arm) -> str:
-    """Over how many seeds the difference is; `means` where no seed is shared and it is that of the two means."""
-    return str(arm.pairs) if arm.pairs or arm.difference is None else "means"
+def _seeds(arm: ArmRow) -> str:
+    """The pairs that the difference is the mean over; of a difference of means, how many of its seeds are the same."""
+    if arm.is_baseline or arm.same_as:
+        return ""
+    if arm.difference is None:
+        return "-"
+    return "all" if arm.same_seeds and not arm.paired else str(arm.pairs)
 
 
 def _signed(value: float | None) -> str:
@@ -345,7 +357,7 @@ def status(found: Status) -> None:
         console.print("sweeps: " + ", ".join(found.sweeps))
 
 
-def comparison(found: Comparison) -> None:
+def run_diff(found: RunDiff) -> None:
     """Settings, losses and lambdas of two runs."""
     a, b = found.runs
     console.print(f"a: {a}\nb: {b}")

@@ -83,7 +83,7 @@ def panels(marks: Any, field: str, columns: int, title: str | None = None) -> An
 
 
 def hover(*more: Any) -> list[Any]:
-    """Run, seed, and difference to the baseline's mean."""
+    """Run, seed, and difference from the baseline's mean."""
     fixed = [alt.Tooltip("run:N"), alt.Tooltip("arm:N"), alt.Tooltip("seed:Q")]
     return [*fixed, *more, alt.Tooltip("difference:Q", title="loss - baseline's mean", format="+.5f")]
 

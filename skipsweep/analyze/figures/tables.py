@@ -15,9 +15,10 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from skipsweep.analyze import descriptive
 from skipsweep.analyze.arms import inference_flops
 from skipsweep.analyze.documents import Point, as_number
 from skipsweep.analyze.evidence import Evidence, Run
@@ -42,7 +43,7 @@ def of(evidence: Evidence) -> Tables:
     """All tables of a sweep; what is not known is missing from a row, never 0."""
     arms = evidence.arms()
     by_kind = len(arms) > DISTINGUISHABLE
-    base = _mean(
+    base = descriptive.mean(
         [loss for run in evidence.of_arm(evidence.baseline) if (loss := run.val_loss) is not None]
         if evidence.baseline
         else []
@@ -136,7 +137,7 @@ def _inference(result: Mapping[str, Any]) -> float | None:
 
 def _sparsity(run: Run) -> float | None:
     """Mean part of the tokens whose gate is exactly 0, at the last validation that recorded it."""
-    last = [series[-1][2] for key in _keys(run) if _ZEROS.fullmatch(key) and len(series := run.series(key))]
+    last = [series[-1][2] for key in run.recorded() if _ZEROS.fullmatch(key) and len(series := run.series(key))]
     return fmean(last) if last else None
 
 
@@ -156,7 +157,7 @@ def _scalars(number: int, run: Run, most: int) -> list[Row]:
 
 def _readout(number: int, run: Run, most: int) -> list[Row]:
     """`lambda/x` -> weight x; `lambda/skip/input` -> weight skip/input."""
-    keys = {key: match[1] for key in _keys(run) if (match := _READOUT.fullmatch(key))}
+    keys = {key: match[1] for key in run.recorded() if (match := _READOUT.fullmatch(key))}
     return [
         {"point": number, "weight": name, **row}
         for key, name in keys.items()
@@ -166,7 +167,7 @@ def _readout(number: int, run: Run, most: int) -> list[Row]:
 
 def _layers(number: int, run: Run, pattern: re.Pattern[str], most: int) -> list[Row]:
     found = []
-    for key in _keys(run):
+    for key in run.recorded():
         if match := pattern.fullmatch(key):
             fixed = {"point": number, "layer": int(match[1])} | ({"weight": match[2]} if pattern.groups > 1 else {})
             rows = [fixed | row for row in _thin(_series(run, key, "value"), most)]
@@ -188,7 +189,7 @@ def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
     for step, rows in sorted(steps.items()):
         losses = [row["loss"] for row in rows]
         times = [row["time"] for row in rows if "time" in row]
-        mean, spread = fmean(losses), stdev(losses) if len(losses) > 1 else None
+        mean, spread = fmean(losses), descriptive.sd(losses)
         row: Row = {"arm": arm, "colour": colour, "step": step, "n": len(losses), "loss": mean}
         row |= {"time": fmean(times)} if len(times) == len(rows) else {}
         found.append(row | ({} if spread is None else {"low": mean - spread, "high": mean + spread}))
@@ -197,7 +198,7 @@ def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
 
 def _rates(arm: str, colour: str, runs: Iterable[Run]) -> list[Row]:
     for run in runs:
-        keys = [key for key in _keys(run) if key.startswith("lr/")]
+        keys = [key for key in run.recorded() if key.startswith("lr/")]
         if keys:
             fixed = {"arm": arm, "colour": colour}
             return [fixed | {"group": k[3:]} | row for k in keys for row in _thin(_series(run, k, "rate"), MOST_RATES)]
@@ -208,12 +209,3 @@ def _thin(rows: list[Row], most: int) -> list[Row]:
     """At most so many evenly spaced rows, the last one among them."""
     every = math.ceil(len(rows) / most) if rows else 1
     return rows[::-1][::every][::-1]
-
-
-def _keys(run: Run) -> list[str]:
-    """What a run has recorded."""
-    return run.keys()
-
-
-def _mean(values: list[float]) -> float | None:
-    return fmean(values) if values else None

@@ -5,12 +5,11 @@ from typing import Any
 
 from skipsweep.analyze import documents
 from skipsweep.config import leaves
-from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun, RunDir
+from skipsweep.rundir import RunDir
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunDiff:
     """Everything two runs can be compared in. `a` and `b` stand in the order asked for."""
 
     runs: tuple[str, str]
@@ -24,28 +23,10 @@ class Comparison:
     """Final figures: val_loss, steps, tokens, train_time_s."""
 
 
-def find(multirun: Multirun, text: str) -> RunDir:
-    """The run that `text` names: its folder's name or path, its id, or the unambiguous beginning of name or id.
-
-    Raises UserError.
-    """
-    text = multirun.name_of(text)
-    runs = list(multirun.all_runs())
-    hits = [run for run in runs if run.name == text or run.id == text]
-    hits = hits or [run for run in runs if run.name.startswith(text) or run.id.startswith(text)]
-    if len(hits) == 1:
-        return hits[0]
-    if hits:
-        raise UserError(
-            f"{text} is the beginning of {len(hits)} runs, e.g. {hits[0].name} and {hits[1].name}; say more"
-        )
-    raise UserError(f"no run {text} below {multirun.runs}; `skipsweep list` shows them")
-
-
-def compare(a: RunDir, b: RunDir) -> Comparison:
+def diff(a: RunDir, b: RunDir) -> RunDiff:
     """Compare two runs, finished or not."""
     metrics = a.read_metrics(), b.read_metrics()
-    return Comparison(
+    return RunDiff(
         runs=(a.name, b.name),
         settings=_differences(_settings(a), _settings(b)),
         losses=_losses(*metrics),

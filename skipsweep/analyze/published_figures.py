@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from skipsweep import published as shipped
-from skipsweep.analyze import statistics
+from skipsweep.analyze import descriptive
 from skipsweep.analyze.comparison import Comparison
 from skipsweep.analyze.documents import Point, as_number
 from skipsweep.analyze.evidence import Evidence, Run
@@ -86,7 +86,7 @@ def _of_arm(points: list[Point], runs: Mapping[str, Run]) -> Figures | None:
     if losses is None:
         return None
     caveat = f"{theirs.name}: {theirs.caveat}"
-    return Figures(fmean(losses), statistics.sd(losses), len(losses), theirs.steps, caveat)
+    return Figures(fmean(losses), descriptive.sd(losses), len(losses), theirs.steps, caveat)
 
 
 def _key(point: Point, recipe: Mapping[str, Any]) -> tuple[str, str] | None:
