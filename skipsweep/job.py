@@ -27,6 +27,7 @@ from skipsweep.data.corpus import open_corpus, unigram_entropy
 from skipsweep.data.prefetch import Prefetch
 from skipsweep.distributed import World
 from skipsweep.errors import DataError, UserError
+from skipsweep.exit_status import Exit
 from skipsweep.inspection import at_end
 from skipsweep.mirror import Mirror
 from skipsweep.model import count
@@ -34,13 +35,7 @@ from skipsweep.progress import Progress, for_stdout
 from skipsweep.record import Recorder
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.stop import StopSignal
-from skipsweep.train import Boundary, NonFinite, Trainer
-
-DONE, FAILED, PREEMPTED, HELD = 0, 1, 75, 76
-"""Exit codes of a job."""
-
-AGREE_EVERY = {"cpu": 1, "cuda": 16}
-"""Steps between two looks at each other's signals: on a GPU every look waits for the device."""
+from skipsweep.train import LOOK_EVERY, Boundary, NonFinite, Trainer
 
 MIRROR_TIMEOUT_S = 30.0
 """Longest that a run waits for wandb at its end."""
@@ -79,7 +74,7 @@ def _refuse(run: RunDir, problem: UserError) -> int:
             if not _is_finished(run):
                 run.write_status("failed", cause="config", message=str(problem))
             held.release()
-    return _say(str(problem), FAILED)
+    return _say(str(problem), Exit.FAILED)
 
 
 def _prepare_gpu(root: Path) -> None:
@@ -103,11 +98,11 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
         held = lease.acquire(run)
     except lease.Held as other:
         world.broadcast(None)
-        return _say(f"{run.name} is being executed by {other}", HELD)
+        return _say(f"{run.name} is being executed by {other}", Exit.HELD)
     if _is_finished(run):
         world.broadcast(None)
         held.release()
-        return DONE
+        return Exit.DONE
     held.on_beat = functools.partial(_watch, run, stop)
     world.broadcast(held.attempt)
     facts: dict[str, Any] = {"attempt": held.attempt, **_whereabouts(), "started": time.time()}
@@ -122,7 +117,7 @@ def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progre
         state = ("done", {}) if finished else ("preempted", {"cause": "signal", "message": stop.reason})
     except lease.LeaseLost as problem:
         _close(mirror)
-        return _say(str(problem), HELD)
+        return _say(str(problem), Exit.HELD)
     except BaseException as problem:
         traceback.print_exc()
         _keep_traceback(Path(facts["log"]))
@@ -171,23 +166,23 @@ def _conclude(run: RunDir, held: lease.Lease, mirror: Mirror | None, state: str,
         _close(mirror)
         held.release()
     except lease.LeaseLost as problem:
-        return _say(str(problem), HELD)
+        return _say(str(problem), Exit.HELD)
     except OSError as problem:
-        return _say(f"status could not be written: {problem}", FAILED)
-    return {"done": DONE, "preempted": PREEMPTED, "failed": FAILED}[state]
+        return _say(f"status could not be written: {problem}", Exit.FAILED)
+    return {"done": Exit.DONE, "preempted": Exit.PREEMPTED, "failed": Exit.FAILED}[state]
 
 
 def _follow(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> int:
     """Other ranks: the same training, nothing recorded."""
     if world.broadcast(None) is None:  # somebody else executes it, or has finished it
-        return DONE
+        return Exit.DONE
     try:
         finished = _train(run, config, world, stop, None)
         world.broadcast(None)  # whoever starts processes may end them all when one has ended: rank 0 comes first
-        return DONE if finished else PREEMPTED
+        return Exit.DONE if finished else Exit.PREEMPTED
     except BaseException:
         traceback.print_exc()
-        return FAILED
+        return Exit.FAILED
 
 
 def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recorder: Recorder | None) -> bool:
@@ -216,7 +211,7 @@ def _should_stop(trainer: Trainer, boundary: Boundary, stop: StopSignal, recorde
     when it is time."""
     world, every = trainer.world, trainer.config.record.checkpoint_every
     by_step = bool(every) and boundary.step % every == 0
-    if boundary.step % AGREE_EVERY[world.device.type] and not by_step:
+    if boundary.step % LOOK_EVERY[world.device.type] and not by_step:
         return False
     due = recorder is not None and recorder.checkpoint_due(boundary.step)
     votes = torch.tensor([float(stop.reason is not None), float(due)], device=world.device)
@@ -342,13 +337,13 @@ def _say(message: str, code: int) -> int:
 def lead(run: RunDir | None) -> int:
     """Rank 0 under torchrun: tell the others which run it is (None: nothing is left to do), then execute it."""
     _torchrun_store().set("skipsweep/run", str(run.path) if run else "")
-    return execute(run) if run else DONE
+    return execute(run) if run else Exit.DONE
 
 
 def follow() -> int:
     """Other ranks under torchrun: wait for rank 0's plan, then execute the run that it names."""
     path = _torchrun_store().get("skipsweep/run").decode()
-    return execute(RunDir(Path(path))) if path else DONE
+    return execute(RunDir(Path(path))) if path else Exit.DONE
 
 
 def _torchrun_store() -> TCPStore:

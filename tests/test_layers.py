@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = "skipsweep"
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "exit_status"),
     ("config", "files", "progress", "provenance", "secrecy", "slurm.environment", "slurm.assignment", "stop"),
     ("published", "rundir"),
     ("imports", "lease", "mirror", "slurm.submission"),

@@ -16,6 +16,7 @@ import pytest
 from runs import Quiet, configuration, frozen
 
 from skipsweep import checkpoint, files, job, lease
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe
 from skipsweep.train import Trainer
@@ -284,7 +285,7 @@ def test_one_that_slept_past_its_lease_writes_nothing_any_more(
     monkeypatch.setattr(owner, name, sleeping)
     code = job.execute(run, Quiet())
     after = contents(run)
-    assert code == job.HELD
+    assert code == Exit.HELD
     assert len(before) > 3
     tmp = [path for path in before if ".tmp" in path]
     assert after == {path: content for path, content in before.items() if path not in tmp}

@@ -13,6 +13,7 @@ from skipsweep import provenance, secrecy
 from skipsweep.analyze import arms
 from skipsweep.config import world_size
 from skipsweep.errors import UserError
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submit
 from skipsweep.status import Observation, result
@@ -22,7 +23,7 @@ from skipsweep.sweep.estimate import Estimate, estimate, sizes
 from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
-from skipsweep.sweep.local import PREEMPTED, Pool
+from skipsweep.sweep.local import Pool
 from skipsweep.sweep.plan import Plan, Wanted
 from skipsweep.sweep.precision import precision
 from skipsweep.sweep.request import LaunchRequest, Point
@@ -270,4 +271,4 @@ def _lead(run: RunDir | None) -> bool:
     interrupted."""
     from skipsweep import job  # imports torch, which plans do without
 
-    return job.lead(run) == PREEMPTED
+    return job.lead(run) == Exit.PREEMPTED

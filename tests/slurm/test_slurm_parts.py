@@ -103,9 +103,9 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
 def test_causes(case: str) -> None:
     said, code, cause, message = SAID[case]
     death = batch_step._first(batch_step.deaths_told(said))
-    state, details = batch_step.verdict(death, code, said, False, None)
-    assert (state, details["cause"]) == ("failed", cause)
-    assert message in details["message"]
+    state, told_cause, told_message = batch_step.verdict(death, code, said, False, None)
+    assert (state, told_cause) == ("failed", cause)
+    assert message in told_message
     assert batch_step.verdict(death, code, said, True, None)[0] == "preempted", "its job was ended, not it"
 
 
