@@ -4,9 +4,9 @@ import os
 import sys
 
 if int(os.environ.get("RANK") or 0) > 0:  # under torchrun rank 0 plans; the others execute what it froze
-    from skipsweep import job
+    from skipsweep import torchrun
 
-    sys.exit(job.follow())
+    sys.exit(torchrun.execute_as_worker())
 
 import hydra
 from omegaconf import DictConfig

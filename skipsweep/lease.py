@@ -123,10 +123,10 @@ class Lease:
         files.write_json(_path(self.run, self.attempt), content, durable=False)  # a power cut ends the holder as well
 
 
-def acquire(run: RunDir) -> Lease:
-    """Become the one who executes `run`.
+def acquire(run: RunDir, on_beat: Callable[[], None] | None = None) -> Lease:
+    """Acquire the lease on `run`. `on_beat`: called with every heartbeat, in the thread that sends them.
 
-    Raises Held if somebody else is at it, or was faster.
+    Raises Held if another process holds it, or was faster.
     """
     run.leases.mkdir(parents=True, exist_ok=True)
     holder = newest(run)
@@ -136,7 +136,7 @@ def acquire(run: RunDir) -> Lease:
     content = _claim(attempt)
     if not files.create_exclusively(_path(run, attempt), json.dumps(content).encode()):
         raise Held(newest(run) or content)
-    lease = Lease(run, attempt, content)
+    lease = Lease(run, attempt, content, on_beat=on_beat)
     lease.start()
     return lease
 

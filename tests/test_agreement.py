@@ -38,7 +38,7 @@ def rank(run: RunDir, number: int, ranks: int, rendezvous: str) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks)}
     os.environ |= {"SKIPSWEEP_RENDEZVOUS": rendezvous}
     if (run.path / "deaf").exists():
-        job._should_stop = lambda trainer, boundary, stop, recorder: stop.reason is not None
+        job._agree = lambda trainer, boundary, stop, recorder: (stop.reason is not None, False)
     with StopSignal() as stop:
         (run.path / f"ready-{number}").touch()
         os._exit(job.execute(run, Quiet(), stop))

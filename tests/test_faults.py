@@ -21,7 +21,7 @@ import torch
 from runs import STEPS, Quiet, configuration, frozen, result, rows
 
 import skipsweep
-from skipsweep import checkpoint, files, job, lease, train
+from skipsweep import checkpoint, files, job, lease, metadata, train
 from skipsweep.config import Compute, Record, world_size
 from skipsweep.errors import DataError, UserError
 from skipsweep.exit_status import Exit
@@ -342,7 +342,7 @@ ENDS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         "prune",
         lambda folder: (folder.parent / "result.json").exists(),
     ),
-    "before the status": (job, "_remember_speed", lambda config: True),
+    "before the status": (metadata, "remember_speed", lambda config: True),
 }
 
 
@@ -360,7 +360,7 @@ def test_a_kill_at_the_very_end_does_not_cost_the_run(
 
     with monkeypatch.context() as patch:
         fail_in(patch, owner, name, Killed(), dies)
-        patch.setattr(job, "_conclude", lambda *_: Exit.FAILED)
+        patch.setattr(job, "_publish", lambda *_: Exit.FAILED)
         execute(run)
     assert dead == [True]
     assert run.read_status()["state"] == "running"

@@ -33,9 +33,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("trained",),
     ("inspection", "generation"),
     ("train",),
-    ("record",),
+    ("record", "metadata"),
     ("job",),
-    ("slurm.task",),
+    ("slurm.task", "torchrun"),
     ("sweep.local", "slurm.wait"),
     ("slurm.submit",),
     ("sweep.launch",),
@@ -65,9 +65,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "generation",
         "inspection",
         "job",
+        "metadata",
         "model",
         "optim",
         "record",
+        "torchrun",
         "train",
         "trained",
     ),
@@ -75,7 +77,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 """Library -> who may know it."""
 
 PLANS_OR_REPORTS = ("analyze", "cli", "hydra_plugins", "launch", "sweep")
-UNDER_TORCHRUN = {("sweep.launch", "job"), ("launch", "job")}
+UNDER_TORCHRUN = {("sweep.launch", "torchrun"), ("launch", "torchrun")}
 """The exception: there this process is one of the run's own."""
 RUNS_A_MODEL = {("cli", "inspection.command"), ("cli", "generation.command")}
 """The other: `skipsweep inspect` and `generate` neither plan nor report, but compute."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from runs import Quiet, configuration, frozen
 
-from skipsweep import checkpoint, files, job, lease
+from skipsweep import checkpoint, files, job, lease, metadata
 from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe
@@ -254,7 +254,7 @@ SLEEPS: dict[str, tuple[object, str, int, Callable[..., None] | None]] = {
     "in a step": (Trainer, "_update", 6, None),
     "in a step that fails": (Trainer, "_update", 6, boom),
     "while writing a checkpoint": (checkpoint, "_write", 5, None),
-    "at the end": (job, "_facts", 1, None),
+    "at the end": (metadata, "sizes", 1, None),
     "while writing the last weights": (checkpoint, "_write", 10, None),
 }
 

@@ -174,7 +174,7 @@ def _execute(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> bool:
         _let_go()
         return False
     if _under_torchrun():
-        return _lead(runs[0])
+        return _execute_under_torchrun(runs[0])
     timeout_s = 60 * float(request.launcher.get("timeout_min", 0.0))
     if plan.name is None:
         return _execute_single(runs[0], timeout_s)
@@ -263,12 +263,12 @@ def _check_torchrun(plan: Plan) -> None:
 def _let_go() -> None:
     """Nothing is to run: torchrun's other ranks, if there are any, wait for being told."""
     if _under_torchrun():
-        _lead(None)
+        _execute_under_torchrun(None)
 
 
-def _lead(run: RunDir | None) -> bool:
+def _execute_under_torchrun(run: RunDir | None) -> bool:
     """Execute a run together with torchrun's other ranks, or tell them that there is none; returns whether it was
     interrupted."""
-    from skipsweep import job  # imports torch, which plans do without
+    from skipsweep import torchrun  # imports torch, which plans do without
 
-    return job.lead(run) == Exit.PREEMPTED
+    return torchrun.execute_as_leader(run) == Exit.PREEMPTED
