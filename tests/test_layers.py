@@ -52,8 +52,8 @@ READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "published", "rundi
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "altair": ("analyze.figures", "inspection.pictures"),
     "vl_convert": ("analyze.page", "inspection.pictures"),
-    "hydra": ("sweep", "hydra_plugins", "launch"),
-    "omegaconf": ("sweep", "hydra_plugins", "launch"),
+    "hydra": ("sweep", "hydra_plugins"),
+    "omegaconf": ("sweep", "hydra_plugins"),
     "submitit": ("slurm.submit",),
     "wandb": ("mirror", "dashboard"),
     "wandb_workspaces": ("dashboard",),
