@@ -34,7 +34,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         tmp.unlink(missing_ok=True)
         raise
     if durable:
-        fsync_folder(path.parent)
+        fsync(path.parent)
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
@@ -64,13 +64,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    fsync(folder)
-
-
 def fsync(path: Path) -> None:
-    """Make what was written to a file survive a power cut."""
+    """Make what was written to a file, or a rename inside a folder, survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

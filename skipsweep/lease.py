@@ -114,10 +114,6 @@ class Lease:
             if self.on_beat:
                 self.on_beat()
 
-    def beat(self) -> None:
-        """Publish `progress` now."""
-        self._write()
-
     def _write(self, released: bool = False) -> None:
         content = {**self.content, "beat": time.time(), "progress": dict(self.progress), "released": released}
         files.write_json(_path(self.run, self.attempt), content, durable=False)  # a power cut ends the holder as well

@@ -4,14 +4,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from skipsweep.analyze.listing import Status
 from skipsweep.rundir import Multirun, RunDir
-from skipsweep.slurm import cancel as cancelling
 from skipsweep.slurm import squeue
+from skipsweep.slurm.cancel import Cancelled
 from skipsweep.slurm.logs import logs_of, tail
 from skipsweep.status import FINAL
 
@@ -20,17 +19,12 @@ WATCH_S = 5.0
 FOLLOW_S = 0.5
 
 
-def cancel(multirun: Multirun, sweep: str) -> dict[str, Any]:
-    """Cancel, and say what became of the runs."""
-    return asdict(cancelling.cancel(multirun, sweep))
-
-
-def show_cancelled(found: dict[str, Any]) -> None:
+def show_cancelled(cancelled: Cancelled) -> None:
     """What a person wants to know of it."""
-    print(f"{found['sweep']}: {len(found['runs'])} runs cancelled, {len(found['jobs'])} jobs ended")
-    for run, others in found["wanted"].items():
+    print(f"{cancelled.sweep}: {len(cancelled.runs)} runs cancelled, {len(cancelled.jobs)} jobs ended")
+    for run, others in cancelled.wanted.items():
         print(f"{run}: left alone, wanted by {', '.join(others)}")
-    for run in found["local"]:
+    for run in cancelled.local:
         print(f"{run}: a launcher on its machine executes it; stop that with Ctrl-C")
 
 

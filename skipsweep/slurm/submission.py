@@ -90,14 +90,6 @@ def note_job(folder: Path, job: str) -> None:
     files.write_json(folder / "job.json", {"job": job, "time": time.time()}, durable=False)
 
 
-def job_of(folder: Path) -> str | None:
-    """SLURM's id of the array; None where the launcher died before it could be noted."""
-    try:
-        return (files.read_json(folder / "job.json") or {}).get("job")
-    except ValueError:
-        return None
-
-
 def claim(run: RunDir, folder: Path, made: Submission, index: int) -> None:
     """Let `made` alone execute `run`."""
     content = asdict(Claim(made.token, index, str(folder), time.time()))
