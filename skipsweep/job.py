@@ -196,15 +196,15 @@ def _stop_if_unwanted(run: RunDir, stop: StopSignal) -> None:
 
 
 def _keep_traceback(log: Path) -> None:
-    """Have the present exception in the attempt's log too where errors went to a terminal."""
+    """Write the present exception to the attempt's log too, where errors went to a terminal."""
     with contextlib.suppress(OSError):
         if not log.exists() or not log.stat().st_size:
             log.write_text(traceback.format_exc())
 
 
 def _is_finished(run: RunDir) -> bool:
-    """Whether another launcher, or an earlier attempt that ended between its result and its status, has done it all.
-    Only for the holder of the lease, who makes good what is missing."""
+    """Whether another launcher, or an earlier attempt that ended between its result and its status, has finished the
+    run. Only for the holder of the lease: what that attempt left undone is completed."""
     if run.read_status()["state"] == "done":
         return True
     result = files.read_json(run.result)
@@ -294,7 +294,7 @@ def _resume(run: RunDir, trainer: Trainer, recorder: Recorder | None) -> None:
 
 
 def _close(mirror: Mirror) -> None:
-    """Let wandb catch up; whatever happens there, the run is what it is."""
+    """Let wandb catch up; a failure there is only a warning."""
     if warning := mirror.close(MIRROR_TIMEOUT_S):
         print(f"warning: {warning}", flush=True)
 

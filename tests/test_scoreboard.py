@@ -57,7 +57,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "6 relaunch: jobs are not found by their name": Mutant(
         "skipsweep/slurm/submission.py",
-        "return found[1] if found else None",
+        "return match[1] if match else None",
         "return None",
         f"{SLURM}::test_a_launcher_that_dies_around_sbatch",
     ),

@@ -52,7 +52,7 @@ _SIGNALS = {
     "Interrupt": "SIGINT",
 }
 _WARNINGS = ("SIGTERM", "SIGUSR2", "SIGINT")
-"""What a process that has not begun to listen dies of when its job is told to stop."""
+"""Signals that stop a job, of which a process dies that does not handle them yet."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class BatchStep:
             code = self._srun(todo, attempts)
             if (code or self.said) and self._is_running() is False:  # srun ends with 0 where a node is lost
                 self.terminated = True
-            deaths = deaths_told(self.said)
+            deaths = parse_deaths(self.said)
             for place, (run, attempt) in enumerate(zip(todo, attempts, strict=True)):
                 if run:
                     own = deaths.get(place) if self.submission.packed else _first(deaths)
-                    with _told(run):
+                    with _reporting_full_disk(run):
                         self._conclude(run, attempt, code, own)
         return self._leave(runs, [run for run in todo if run])
 
@@ -140,16 +140,16 @@ class BatchStep:
     # ------------------------------------------------------------------------------------------------------ the outcome
 
     def _conclude(self, run: RunDir, attempt: int, code: int, death: Death | None) -> None:
-        """Give a run whose processes have ended a status, if it could not do so itself."""
+        """Write the status of a run whose processes have ended, if it could not do so itself."""
         seen = observe(run)
         holder = lease.newest(run)
         own = holder is not None and holder["job"] == os.environ["SLURM_JOB_ID"] and holder["attempt"] == attempt
         if holder and own:
             if self.terminated and lease.is_live(run, holder):
-                return  # srun gave up before the ranks did; they say themselves how it ends
+                return  # srun gave up before the ranks did; they report the end themselves
             lease.declare_dead(run, holder)
         elif seen.is_live or (holder and holder["attempt"] >= attempt):
-            return  # somebody else executes it, or has done so; ours has stood back
+            return  # another process executes it, or has; ours has left it alone
         said_itself = seen.state in (*FINAL, "preempted") and run.read_status().get("attempt") == attempt
         bereft = (death is not None and death.signal is not None) or (self.terminated and not self._is_alone)
         lost_peer = seen.cause == "exception" and bereft
@@ -235,8 +235,8 @@ class BatchStep:
         return "JobState=RUNNING" in facts and f"Restarts={environment.restarts()} " in facts
 
     def _was_preempted(self) -> bool:
-        found = re.search(r"PreemptTime=(\S+)", self._job_facts() or "")
-        return found is not None and found[1] != "None"
+        match = re.search(r"PreemptTime=(\S+)", self._job_facts() or "")
+        return match is not None and match[1] != "None"
 
     def _requeue(self, why: str) -> bool:
         """Ask SLURM to start this job again; returns whether it will."""
@@ -259,7 +259,7 @@ def _ask(job: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _told(run: RunDir) -> Iterator[None]:
+def _reporting_full_disk(run: RunDir) -> Iterator[None]:
     """A disk that is full must not keep the other runs of a job from being concluded, or the job from its requeue."""
     try:
         yield
@@ -267,14 +267,14 @@ def _told(run: RunDir) -> Iterator[None]:
         print(f"{run.name}: its status could not be written: {problem}", file=sys.stderr, flush=True)
 
 
-def srun_command(made: Submission, folder: Path, index: int) -> list[str]:
+def srun_command(array: Submission, folder: Path, index: int) -> list[str]:
     """Start the tasks of one job."""
-    command = ["srun", "--unbuffered", f"--nodes={made.nodes}", f"--ntasks={made.nodes * made.tasks_per_node}"]
-    command += [f"--ntasks-per-node={made.tasks_per_node}", "--kill-on-bad-exit=0", "--open-mode=append"]
-    command += [f"--wait={0 if made.packed else PEER_GRACE_S}", f"--output={folder}/task-{index}-%t.log"]
+    command = ["srun", "--unbuffered", f"--nodes={array.nodes}", f"--ntasks={array.nodes * array.tasks_per_node}"]
+    command += [f"--ntasks-per-node={array.tasks_per_node}", "--kill-on-bad-exit=0", "--open-mode=append"]
+    command += [f"--wait={0 if array.packed else PEER_GRACE_S}", f"--output={folder}/task-{index}-%t.log"]
     if "SLURM_CPUS_PER_TASK" in os.environ:  # newer versions of srun do not take it from there
         command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return [*command, *made.srun_args, made.python, "-P", "-u", "-m", "skipsweep.slurm.task"]
+    return [*command, *array.srun_args, array.python, "-P", "-u", "-m", "skipsweep.slurm.task"]
 
 
 def verdict(
@@ -294,14 +294,14 @@ def verdict(
     return "failed", *cause_of_death(exit_code, death.signal if death else None, log_line)
 
 
-def deaths_told(said: Sequence[str]) -> dict[int, Death]:
+def parse_deaths(said: Sequence[str]) -> dict[int, Death]:
     """Task -> how it ended, from what srun says."""
-    found: dict[int, Death] = {}
+    deaths: dict[int, Death] = {}
     for line in said:
         match = _ENDED.search(line)
         if match:
-            found |= dict.fromkeys(_numbers(match[1]), _death(match[2]))
-    return found
+            deaths |= dict.fromkeys(_numbers(match[1]), _death(match[2]))
+    return deaths
 
 
 def _death(words: str) -> Death:

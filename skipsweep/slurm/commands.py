@@ -36,8 +36,8 @@ def logs(multirun: Multirun, text: str, lines: int, follow: bool) -> None:
     run = find(multirun, text)
     shown: dict[Path, int] = {}
     for path in logs_of(run):
-        end, found = tail(path, lines)
-        print(f"==> {path} <==\n{found}", flush=True)
+        end, last = tail(path, lines)
+        print(f"==> {path} <==\n{last}", flush=True)
         shown[path] = end
     ended = not follow
     while not ended:
@@ -58,21 +58,21 @@ def _print_new(run: RunDir, shown: dict[Path, int]) -> None:
             shown[path] = f.tell()
 
 
-def with_queue(found: Status, multirun: Multirun) -> Status:
+def with_queue(status: Status, multirun: Multirun) -> Status:
     """A status as the queue shows it: one call of squeue, and none where nothing is open."""
-    seen = squeue.all_refined(found.runs, [multirun.run(one.run) for one in found.runs])
-    return replace(found, runs=seen, counts=dict(Counter(one.state for one in seen)))
+    seen = squeue.all_refined(status.runs, [multirun.run(one.run) for one in status.runs])
+    return replace(status, runs=seen, counts=dict(Counter(one.state for one in seen)))
 
 
 def watch(look: Callable[[], Status], show: Callable[[Status], None]) -> None:
     """Show again and again until all runs have ended, or the user has seen enough."""
     try:
         while True:
-            found = look()
+            status = look()
             if sys.stdout.isatty():
                 print("\x1b[2J\x1b[H", end="")
-            show(found)
-            if all(one.state in FINAL for one in found.runs):
+            show(status)
+            if all(one.state in FINAL for one in status.runs):
                 return
             time.sleep(WATCH_S)
     except KeyboardInterrupt:

@@ -83,7 +83,7 @@ class Execution:
                 process.send_signal(number)
 
     def close(self) -> None:
-        """Remove what the attempt needed beside its folder."""
+        """Remove what the attempt needed outside of its folder."""
         self.rendezvous.cleanup()
 
 
@@ -125,7 +125,7 @@ def _environment(code: Path | None, threads: int) -> dict[str, str]:
 
 
 def conclude(execution: Execution, exit_code: int) -> None:
-    """Give a run whose processes have ended a status, if it could not do so itself (killed, or died at import)."""
+    """Write the status of a run whose processes have ended, if they could not do so (killed, or died at import)."""
     run = execution.run
     execution.close()
     if execution.overdue and exit_code != Exit.HELD:
@@ -219,7 +219,7 @@ class Pool:
                 self._begin(run)
 
     def _wait_for(self, run: RunDir, holder: str | None) -> None:
-        """Another launcher is at it: wait, and take over only if it dies."""
+        """Another launcher executes it: wait, and take over only if that dies."""
         if run not in self._elsewhere:
             self._elsewhere.add(run)
             print(f"{run.name} is being executed by {holder}: waiting for it", flush=True)
