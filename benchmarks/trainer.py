@@ -59,7 +59,8 @@ def whole(run: RunDir) -> tuple[Callable[[], None], Mirror | None]:
     def step() -> None:
         boundary = next(boundaries)
         recorder.record(trainer, boundary)
-        job._should_stop(trainer, boundary, stop, recorder)
+        if job._agree(trainer, boundary, stop, recorder)[1]:
+            job._save(trainer, recorder)
 
     return step, mirror
 

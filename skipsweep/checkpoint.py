@@ -60,7 +60,7 @@ def save(
         _put(tmp, final)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
-    files.fsync_folder(folder)
+    files.fsync(folder)
     check()
     prune(folder, final, keep)
     return final

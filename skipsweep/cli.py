@@ -88,13 +88,14 @@ def cancel(
     multirun: Folder = "multirun",
 ) -> None:
     """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
+    from skipsweep.slurm import cancel as cancelling
     from skipsweep.slurm import commands
 
     folder = _multirun(multirun)
-    found = commands.cancel(folder, folder.name_of(sweep))
+    cancelled = cancelling.cancel(folder, folder.name_of(sweep))
     if as_json:
-        return _print_json(found)
-    commands.show_cancelled(found)
+        return _print_json(asdict(cancelled))
+    commands.show_cancelled(cancelled)
 
 
 @app.command()

@@ -40,7 +40,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         tmp.unlink(missing_ok=True)
         raise
     if durable:
-        fsync_folder(path.parent)
+        fsync(path.parent)
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
@@ -96,13 +96,8 @@ def lock(f: IO[Any], kind: int) -> None:
             raise
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    fsync(folder)
-
-
 def fsync(path: Path) -> None:
-    """Make what was written to a file survive a power cut."""
+    """Make what was written to a file, or a rename inside a folder, survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

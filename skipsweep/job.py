@@ -4,7 +4,6 @@ python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WO
 """
 
 import contextlib
-import datetime
 import errno
 import functools
 import hashlib
@@ -14,39 +13,48 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from skipsweep import checkpoint, distributed, files, lease, provenance
-from skipsweep.config import RunConfig, recipe_of
+from skipsweep import checkpoint, distributed, files, lease, metadata, provenance
+from skipsweep.config import RunConfig
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
-from skipsweep.data.corpus import open_corpus, unigram_entropy
 from skipsweep.data.prefetch import Prefetch
 from skipsweep.distributed import World
 from skipsweep.errors import DataError, UserError
+from skipsweep.exit_status import Exit
 from skipsweep.inspection import at_end
 from skipsweep.mirror import Mirror
-from skipsweep.model import count
 from skipsweep.progress import Progress, for_stdout
 from skipsweep.record import Recorder
-from skipsweep.rundir import Multirun, RunDir
+from skipsweep.rundir import RunDir
 from skipsweep.stop import StopSignal
-from skipsweep.train import Boundary, NonFinite, Trainer
-
-DONE, FAILED, PREEMPTED, HELD = 0, 1, 75, 76
-"""Exit codes of a job."""
-
-AGREE_EVERY = {"cpu": 1, "cuda": 16}
-"""Steps between two looks at each other's signals: on a GPU every look waits for the device."""
+from skipsweep.train import LOOK_EVERY, Boundary, NonFinite, Trainer
 
 MIRROR_TIMEOUT_S = 30.0
 """Longest that a run waits for wandb at its end."""
+EXIT_OF = {"done": Exit.DONE, "preempted": Exit.PREEMPTED, "failed": Exit.FAILED}
 
 
-def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | None = None) -> int:
+class Outcome(NamedTuple):
+    """How an attempt ended: a state of status.json and, unless it is done, why."""
+
+    state: str
+    cause: str | None = None
+    message: str | None = None
+
+    def reason(self) -> dict[str, Any]:
+        """What status.json says of it beside the state."""
+        return {} if self.cause is None else {"cause": self.cause, "message": self.message}
+
+
+SUPERSEDED = Outcome("superseded")
+"""A later attempt holds the lease: no state of status.json, as `_publish` checks the lease before it writes."""
+
+
+def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | None = None) -> Exit:
     """Train `run` to its end, or until a signal; returns an exit code. Every rank of the run calls this.
 
     `stop`: where the caller listens to signals already.
@@ -57,29 +65,33 @@ def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | No
         return _execute(run, own, progress)
 
 
-def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> int:
+def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> Exit:
     config = run.read_config()
     _set_threads(config)
+    _seed_global_generators(config.seed)
     _prepare_gpu(prepare.data_root(config.paths))
     try:
         world = distributed.join(config.compute)
     except UserError as problem:
-        return _refuse(run, problem)
+        _note_refusal(run, problem)
+        return Exit.FAILED
     try:
-        return _lead(run, config, world, stop, progress) if world.is_leader else _follow(run, config, world, stop)
+        if world.is_leader:
+            return _run_rank_zero(run, config, world, stop, progress)
+        return _run_other_rank(run, config, world, stop)
     finally:
         distributed.leave()
 
 
-def _refuse(run: RunDir, problem: UserError) -> int:
-    """Say in status.json why nothing was started, unless somebody executes the run or has finished it."""
+def _note_refusal(run: RunDir, problem: UserError) -> None:
+    """Say why nothing was started; in status.json too, unless somebody executes the run or has finished it."""
     if not distributed.is_follower():
         with contextlib.suppress(lease.Held):
             held = lease.acquire(run)
             if not _is_finished(run):
                 run.write_status("failed", cause="config", message=str(problem))
             held.release()
-    return _say(str(problem), FAILED)
+    _print_error(str(problem))
 
 
 def _prepare_gpu(root: Path) -> None:
@@ -92,67 +104,107 @@ def _prepare_gpu(root: Path) -> None:
 def _set_threads(config: RunConfig) -> None:
     threads = config.compute.threads or int(os.environ.get("SKIPSWEEP_THREADS", "0"))
     torch.set_num_threads(threads or max(1, provenance.cpus() // config.compute.processes))
-    # For mechanisms that draw at random in training; initialisation and data have generators of their own.
-    torch.manual_seed(config.seed)
-    random.seed(config.seed)
 
 
-def _lead(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progress: Progress | None) -> int:
-    """Rank 0: hold the lease, record, and put the outcome into status.json."""
-    try:
-        held = lease.acquire(run)
-    except lease.Held as other:
+def _seed_global_generators(seed: int) -> None:
+    """For mechanisms that draw at random in training; initialisation and data have generators of their own."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+
+
+def _run_rank_zero(run: RunDir, config: RunConfig, world: World, stop: StopSignal, progress: Progress | None) -> Exit:
+    """Hold the lease, train, record, and publish the outcome."""
+    held = _claim(run, stop)
+    if isinstance(held, Exit):
         world.broadcast(None)
-        return _say(f"{run.name} is being executed by {other}", HELD)
-    if _is_finished(run):
-        world.broadcast(None)
-        held.release()
-        return DONE
-    held.on_beat = functools.partial(_watch, run, stop)
+        return held
     world.broadcast(held.attempt)
-    facts: dict[str, Any] = {"attempt": held.attempt, **_whereabouts(), "started": time.time()}
-    facts["log"] = str(run.log(held.attempt, "err"))
-    progress = progress or for_stdout()
-    mirror: Mirror | None = None
-    try:
-        run.write_status("running", **facts)
-        _write_env(run, held.attempt, world)
-        mirror = Mirror.start(run, config.logger)
-        finished = _train(run, config, world, stop, Recorder(run, config, held, progress))
-        state = ("done", {}) if finished else ("preempted", {"cause": "signal", "message": stop.reason})
-    except lease.LeaseLost as problem:
-        _close(mirror)
-        return _say(str(problem), HELD)
-    except BaseException as problem:
-        traceback.print_exc()
-        _keep_traceback(Path(facts["log"]))
-        cause, message = cause_of(problem)
-        state = ("failed", {"cause": cause, "message": message})
-    finally:
-        progress.close()
-    code = _conclude(run, held, mirror, state[0], {**facts, **state[1], "ended": time.time()})
-    if state[0] != "failed":
+    log = run.log(held.attempt, "err")
+    details = {"attempt": held.attempt, **metadata.process(), "started": time.time(), "log": str(log)}
+    recorder = Recorder(run, config, held, progress or for_stdout())
+    with contextlib.ExitStack() as mirroring:
+        outcome = _attempt(run, config, world, stop, recorder, details, mirroring)
+        code = _publish(run, held, outcome, details, mirroring)
+    if outcome.state in ("done", "preempted"):
         world.broadcast("concluded")
     return code
 
 
-def _watch(run: RunDir, stop: StopSignal) -> None:
-    """What else than a signal tells a run to stop."""
+def _claim(run: RunDir, stop: StopSignal) -> lease.Lease | Exit:
+    """The lease of a run; the exit code where there is nothing to do for us."""
+    try:
+        held = lease.acquire(run, on_beat=functools.partial(_stop_if_unwanted, run, stop))
+    except lease.Held as other:
+        _print_error(f"{run.name} is being executed by {other}")
+        return Exit.HELD
+    if _is_finished(run):
+        held.release()
+        return Exit.DONE
+    return held
+
+
+def _attempt(
+    run: RunDir,
+    config: RunConfig,
+    world: World,
+    stop: StopSignal,
+    recorder: Recorder,
+    details: dict[str, Any],
+    mirroring: contextlib.ExitStack,
+) -> Outcome:
+    """Train; whatever happens is an outcome. `mirroring` is given what ends the mirror in wandb."""
+    try:
+        run.write_status("running", **details)
+        metadata.write_env(run, details["attempt"], world)
+        if mirror := Mirror.start(run, config.logger):
+            mirroring.callback(_close, mirror)
+        finished = _train(run, config, world, stop, recorder)
+        return Outcome("done") if finished else Outcome("preempted", "signal", stop.reason)
+    except lease.LeaseLost:
+        return SUPERSEDED
+    except BaseException as problem:
+        traceback.print_exc()
+        _keep_traceback(Path(details["log"]))
+        return Outcome("failed", *cause_of(problem))
+    finally:
+        recorder.progress.close()
+
+
+def _publish(
+    run: RunDir, held: lease.Lease, outcome: Outcome, details: dict[str, Any], mirroring: contextlib.ExitStack
+) -> Exit:
+    """Write the outcome into status.json. Where even that fails (disk full), the exit code still tells the launcher."""
+    try:
+        held.check()
+        run.write_status(outcome.state, **details, **outcome.reason(), ended=time.time())
+        mirroring.close()
+        held.release()
+    except lease.LeaseLost as problem:
+        _print_error(str(problem))
+        return Exit.HELD
+    except OSError as problem:
+        _print_error(f"status could not be written: {problem}")
+        return Exit.FAILED
+    return EXIT_OF[outcome.state]
+
+
+def _stop_if_unwanted(run: RunDir, stop: StopSignal) -> None:
+    """Stop the run if its launcher died or it was cancelled."""
     stop.watch_parent()
     if run.cancelled.exists():
         stop.reason = "cancelled"
 
 
 def _keep_traceback(log: Path) -> None:
-    """Have the present exception in the attempt's log too where errors went to a terminal."""
+    """Write the present exception to the attempt's log too, where errors went to a terminal."""
     with contextlib.suppress(OSError):
         if not log.exists() or not log.stat().st_size:
             log.write_text(traceback.format_exc())
 
 
 def _is_finished(run: RunDir) -> bool:
-    """Whether another launcher, or an earlier attempt that ended between its result and its status, has done it all.
-    Only for the holder of the lease, who makes good what is missing."""
+    """Whether another launcher, or an earlier attempt that ended between its result and its status, has finished the
+    run. Only for the holder of the lease: what that attempt left undone is completed."""
     if run.read_status()["state"] == "done":
         return True
     result = files.read_json(run.result)
@@ -163,31 +215,17 @@ def _is_finished(run: RunDir) -> bool:
     return True
 
 
-def _conclude(run: RunDir, held: lease.Lease, mirror: Mirror | None, state: str, details: dict[str, Any]) -> int:
-    """Publish the outcome; returns the exit code. Where even that fails (disk full), it still tells the launcher."""
-    try:
-        held.check()
-        run.write_status(state, **details)
-        _close(mirror)
-        held.release()
-    except lease.LeaseLost as problem:
-        return _say(str(problem), HELD)
-    except OSError as problem:
-        return _say(f"status could not be written: {problem}", FAILED)
-    return {"done": DONE, "preempted": PREEMPTED, "failed": FAILED}[state]
-
-
-def _follow(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> int:
-    """Other ranks: the same training, nothing recorded."""
+def _run_other_rank(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> Exit:
+    """The same training, nothing recorded."""
     if world.broadcast(None) is None:  # somebody else executes it, or has finished it
-        return DONE
+        return Exit.DONE
     try:
         finished = _train(run, config, world, stop, None)
         world.broadcast(None)  # whoever starts processes may end them all when one has ended: rank 0 comes first
-        return DONE if finished else PREEMPTED
+        return Exit.DONE if finished else Exit.PREEMPTED
     except BaseException:
         traceback.print_exc()
-        return FAILED
+        return Exit.FAILED
 
 
 def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recorder: Recorder | None) -> bool:
@@ -201,33 +239,40 @@ def _train(run: RunDir, config: RunConfig, world: World, stop: StopSignal, recor
         for boundary in trainer.run():
             if recorder:
                 recorder.record(trainer, boundary)
-            if _should_stop(trainer, boundary, stop, recorder):
+            stopping, saving = _agree(trainer, boundary, stop, recorder)
+            if saving:
+                _save(trainer, recorder)
+            if stopping:
                 return False
     state = trainer.state()
     if recorder:
-        _remember_speed(config, world, recorder.finish(trainer, state, _facts(config, root, trainer)))
+        result = recorder.finish(trainer, state, metadata.sizes(config, root, trainer))
+        metadata.remember_speed(config, world, result)
         if config.record.inspect:
             at_end.inspect(run)
     return True
 
 
-def _should_stop(trainer: Trainer, boundary: Boundary, stop: StopSignal, recorder: Recorder | None) -> bool:
-    """Whether all ranks stop at this boundary, because one of them was told to. Saves first; saves too
-    when it is time."""
+def _agree(trainer: Trainer, boundary: Boundary, stop: StopSignal, recorder: Recorder | None) -> tuple[bool, bool]:
+    """(Whether all ranks stop at this boundary, whether they save): they stop if one of them was told to."""
     world, every = trainer.world, trainer.config.record.checkpoint_every
     by_step = bool(every) and boundary.step % every == 0
-    if boundary.step % AGREE_EVERY[world.device.type] and not by_step:
-        return False
+    if boundary.step % LOOK_EVERY[world.device.type] and not by_step:
+        return False, False
     due = recorder is not None and recorder.checkpoint_due(boundary.step)
     votes = torch.tensor([float(stop.reason is not None), float(due)], device=world.device)
     stopping, saving = (vote > 0 for vote in world.sum(votes).tolist())
-    at_end = boundary.step == trainer.config.schedule.steps
-    if (stopping or saving) and not at_end:
-        trainer.clock.pause()
-        state = trainer.state()
-        if recorder:
-            recorder.save(state)
-    return stopping and not at_end
+    if boundary.step == trainer.config.schedule.steps:  # it is done, and the final weights are written anyway
+        return False, False
+    return stopping, stopping or saving
+
+
+def _save(trainer: Trainer, recorder: Recorder | None) -> None:
+    """Write a checkpoint: every rank has a part of the state, rank 0 records it."""
+    trainer.clock.pause()
+    state = trainer.state()
+    if recorder:
+        recorder.save(state)
 
 
 def _resume(run: RunDir, trainer: Trainer, recorder: Recorder | None) -> None:
@@ -248,71 +293,18 @@ def _resume(run: RunDir, trainer: Trainer, recorder: Recorder | None) -> None:
         print(f"resumed from step {trainer.step}", flush=True)
 
 
-def _close(mirror: Mirror | None) -> None:
-    """Let wandb catch up; whatever happens there, the run is what it is."""
-    warning = mirror.close(MIRROR_TIMEOUT_S) if mirror else None
-    if warning:
+def _close(mirror: Mirror) -> None:
+    """Let wandb catch up; a failure there is only a warning."""
+    if warning := mirror.close(MIRROR_TIMEOUT_S):
         print(f"warning: {warning}", flush=True)
 
 
 def _assert_same_config(run: RunDir, world: World) -> None:
-    """All ranks must train the very same thing: published runs have averaged different models for want of this."""
+    """All ranks must train the same configuration; without this check, published runs averaged different models."""
     digests = world.gather(hashlib.sha256(run.config.read_bytes()).hexdigest())
     if len(set(digests)) > 1:
         odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         raise UserError(f"{run.config} reads differently on rank(s) {odd} than on rank 0")
-
-
-# --------------------------------------------------------------------------------------------------- what stands beside
-
-
-def _facts(config: RunConfig, root: Path, trainer: Trainer) -> dict[str, Any]:
-    """What a result says beyond its losses."""
-    recipe = recipe_of(config)
-    return {
-        "unigram_entropy": unigram_entropy(open_corpus(config.data, root), config.data.val_tokens),
-        "parameters": count.parameters(recipe),
-        "flops_per_token": count.flops_per_token(recipe),
-        "inference_flops_per_token": count.inference_columns(recipe, *trainer.openness()),
-    }
-
-
-def _whereabouts() -> dict[str, Any]:
-    where = provenance.machine()
-    return {"host": where["host"], "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-
-
-def _write_env(run: RunDir, attempt: int, world: World) -> None:
-    """Add this attempt to env.json."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    entry = {
-        **provenance.machine(),
-        "gpus": gpus,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "world_size": world.size,
-        "commit": provenance.commit(),
-        "code": provenance.code_hash(),
-    }
-    files.write_json(run.env, {**(files.read_json(run.env) or {}), str(attempt): entry})
-
-
-def _remember_speed(config: RunConfig, world: World, result: dict[str, Any]) -> None:
-    """Note the throughput, so that the next plan can say how long it will take."""
-    if result["train_time_s"] <= 0:
-        return
-    flops = sum(result["flops_per_token"].values()) * result["tokens"]
-    row = {
-        "device": world.device.type,
-        "host": provenance.machine()["host"],
-        "world_size": world.size,
-        "threads": torch.get_num_threads(),
-        "model": [config.model.layers, config.model.dim, config.data.seq_len],
-        "flops_per_s": flops / result["train_time_s"],
-        "time": round(time.time()),
-    }
-    with contextlib.suppress(OSError):  # an estimate is not worth a run
-        files.append_row(Multirun(Path(config.paths.multirun)).speeds, row)
 
 
 def cause_of(problem: BaseException) -> tuple[str, str]:
@@ -331,31 +323,8 @@ def cause_of(problem: BaseException) -> tuple[str, str]:
     return "exception", message
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-    return code
-
-
-# ------------------------------------------------------------------------------------------------------- under torchrun
-
-
-def lead(run: RunDir | None) -> int:
-    """Rank 0 under torchrun: tell the others which run it is (None: nothing is left to do), then execute it."""
-    _torchrun_store().set("skipsweep/run", str(run.path) if run else "")
-    return execute(run) if run else DONE
-
-
-def follow() -> int:
-    """Other ranks under torchrun: wait for rank 0's plan, then execute the run that it names."""
-    path = _torchrun_store().get("skipsweep/run").decode()
-    return execute(RunDir(Path(path))) if path else DONE
-
-
-def _torchrun_store() -> TCPStore:
-    """The key-value store that torchrun's agent keeps for its processes."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # Rank 0 may first download the corpus; should it die, torchrun ends the others.
-    return TCPStore(address, port, is_master=False, timeout=datetime.timedelta(days=1))
 
 
 if __name__ == "__main__":

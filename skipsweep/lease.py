@@ -65,7 +65,8 @@ def is_live(run: RunDir, lease: dict[str, Any] | None) -> bool:
     if not lease or lease.get("released"):
         return False
     if lease["host"] != socket.gethostname():
-        # Fresh by both machines' clocks is fresh; only in doubt is the file server asked, which takes a write.
+        # A beat that is recent by our clock suffices; otherwise compare with the file server's clock, which costs a
+        # write.
         return 0 <= time.time() - lease["beat"] < EXPIRY_S or _age_s(run, lease["attempt"]) < EXPIRY_S
     return _same_process(lease["pid"], lease.get("pid_start")) and time.time() - lease["beat"] < EXPIRY_S
 
@@ -114,19 +115,15 @@ class Lease:
             if self.on_beat:
                 self.on_beat()
 
-    def beat(self) -> None:
-        """Publish `progress` now."""
-        self._write()
-
     def _write(self, released: bool = False) -> None:
         content = {**self.content, "beat": time.time(), "progress": dict(self.progress), "released": released}
         files.write_json(_path(self.run, self.attempt), content, durable=False)  # a power cut ends the holder as well
 
 
-def acquire(run: RunDir) -> Lease:
-    """Become the one who executes `run`.
+def acquire(run: RunDir, on_beat: Callable[[], None] | None = None) -> Lease:
+    """Acquire the lease on `run`. `on_beat`: called with every heartbeat, in the thread that sends them.
 
-    Raises Held if somebody else is at it, or was faster.
+    Raises Held if another process holds it, or was faster.
     """
     run.leases.mkdir(parents=True, exist_ok=True)
     holder = newest(run)
@@ -136,13 +133,13 @@ def acquire(run: RunDir) -> Lease:
     content = _claim(attempt)
     if not files.create_exclusively(_path(run, attempt), json.dumps(content).encode()):
         raise Held(newest(run) or content)
-    lease = Lease(run, attempt, content)
+    lease = Lease(run, attempt, content, on_beat=on_beat)
     lease.start()
     return lease
 
 
 def declare_dead(run: RunDir, holder: dict[str, Any]) -> None:
-    """Release the lease of a holder that cannot any more. For whoever has seen its process end."""
+    """Release the lease of a holder whose process is known to have ended."""
     content = {**holder, "released": True}
     files.write_json(_path(run, holder["attempt"]), content, durable=False)
 
@@ -177,7 +174,7 @@ def _newest_attempt(run: RunDir) -> int:
 def _age_s(run: RunDir, attempt: int) -> float:
     """Seconds since the last heartbeat, both ends by the file server's clock: another machine's may be minutes off.
 
-    Who may not write there asks the own clock.
+    Without the right to write there, our own clock has to do.
     """
     beat = _path(run, attempt).stat().st_mtime
     probe = run.leases / f".clock-{uuid.uuid4().hex}"

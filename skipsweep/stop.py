@@ -1,5 +1,5 @@
-"""Being told to stop: a flag that signals set and the training loop reads. Imports no torch, so that it can stand first
-in a process: a signal that arrives while torch is still being imported is remembered as well.
+"""The request to stop: a flag that signals set and the training loop reads. Imports no torch, so that a process can
+begin with it: a signal that arrives while torch is still being imported is remembered as well.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class StopSignal:
             self.reason = signal.Signals(number).name
 
     def watch_parent(self) -> None:
-        """Stop as well when the launcher has died, and nobody would see this run's end."""
+        """Stop, too, if the launcher has died: nobody would see this run's end."""
         if self._parent and os.getppid() != self._parent:
             self.reason = "the launcher died"
 

@@ -34,7 +34,8 @@ GPU_MICRO_BATCH = 65_536
 """Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
 LOOK_EVERY = {"cpu": 1, "cuda": 16}
-"""Steps between two looks of the host at the device's non-finite flag: a GPU would have to wait for it."""
+"""Steps between two looks at what the device knows (is all finite? is any rank told to stop?): a GPU has to be waited
+for."""
 
 
 class NonFinite(Exception):

@@ -14,6 +14,7 @@ from runs import Quiet, configuration, frozen, rows
 
 from skipsweep import checkpoint, job
 from skipsweep.config import Compute, Config, Record
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.stop import StopSignal
 
@@ -37,7 +38,7 @@ def rank(run: RunDir, number: int, ranks: int, rendezvous: str) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks)}
     os.environ |= {"SKIPSWEEP_RENDEZVOUS": rendezvous}
     if (run.path / "deaf").exists():
-        job._should_stop = lambda trainer, boundary, stop, recorder: stop.reason is not None
+        job._agree = lambda trainer, boundary, stop, recorder: (stop.reason is not None, False)
     with StopSignal() as stop:
         (run.path / f"ready-{number}").touch()
         os._exit(job.execute(run, Quiet(), stop))
@@ -97,11 +98,11 @@ def test_a_signal_to_some_ranks_stops_all_at_one_step(ranks: int, trials: int, t
         after = -1 if trial % 4 == 0 else min(reached + chance.randint(1, 4), STEPS)
         codes = execute(run, told, after)
         assert len(set(codes)) == 1, (trial, told, codes)
-        if codes[0] == job.DONE:
+        if codes[0] == Exit.DONE:
             assert run.read_status()["state"] == "done"
             run = frozen(shared(tmp_path / str(trial + 1), data_root, ranks))
             continue
-        assert codes[0] == job.PREEMPTED
+        assert codes[0] == Exit.PREEMPTED
         stops += 1
         state = checkpoint.load_newest(run.checkpoints, run.id, lambda line: pytest.fail(line))
         assert state is not None

@@ -15,6 +15,7 @@ from runs import Quiet, configuration, frozen, result, rows
 
 from skipsweep import checkpoint, files, job, lease
 from skipsweep.config import Config, Record
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 
 BLOWS = [signal.SIGKILL] * 5 + [signal.SIGINT]
@@ -133,7 +134,7 @@ def test_kills_at_random_moments_change_nothing(
     seed = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
     print(f"CHAOS_SEED={seed}")
     straight = frozen(chaotic(tmp_path / "straight", data_root))
-    assert job.execute(straight, Quiet()) == job.DONE
+    assert job.execute(straight, Quiet()) == Exit.DONE
     run = frozen(chaotic(tmp_path / "killed", data_root))
     survive(run, attempt, random.Random(seed + case), result(straight)["train_time_s"] / STEPS)
     assert_same_end(run, straight)

@@ -367,7 +367,7 @@ def test_tab_completion(launched, capfd, monkeypatch, line, offered):
 
 def test_other_ranks_follow_before_anything_is_composed(monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(skipsweep, "job", SimpleNamespace(follow=lambda: 7), raising=False)
+    monkeypatch.setattr(skipsweep, "torchrun", SimpleNamespace(execute_as_worker=lambda: 7), raising=False)
     monkeypatch.setitem(sys.modules, "hydra", None)  # importing it would fail
     with pytest.raises(SystemExit) as exit_:
         runpy.run_path(str(CHECKOUT / "launch.py"), run_name="__main__")

@@ -21,9 +21,10 @@ import torch
 from runs import STEPS, Quiet, configuration, frozen, result, rows
 
 import skipsweep
-from skipsweep import checkpoint, files, job, lease, train
+from skipsweep import checkpoint, files, job, lease, metadata, train
 from skipsweep.config import Compute, Record, world_size
 from skipsweep.errors import DataError, UserError
+from skipsweep.exit_status import Exit
 from skipsweep.model.gpt import GPT
 from skipsweep.optim.gradients import Gradients
 from skipsweep.record import Recorder
@@ -59,7 +60,7 @@ def equal(a: Any, b: Any) -> bool:
 def straight(tmp_path: Path, data_root: Path) -> RunDir:
     """A run that nothing happened to."""
     run = frozen(configuration(tmp_path / "straight", data_root))
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     return run
 
 
@@ -84,7 +85,7 @@ def trainers(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
 
 def assert_continues_as(straight: RunDir, run: RunDir) -> None:
     """With the fault gone, the run ends in every bit as one that nothing happened to."""
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert rows(run) == rows(straight)
     assert equal(weights(run), weights(straight))
 
@@ -175,7 +176,7 @@ def test_no_update_with_a_number_that_is_none(
     with monkeypatch.context() as patch:
         patch.setitem(train.LOOK_EVERY, "cpu", look_every)
         SPOILERS[spoiler](patch, BAD)
-        assert execute(run) == job.FAILED
+        assert execute(run) == Exit.FAILED
     status = run.read_status()
     assert (status["state"], status["cause"]) == ("failed", "nan")
     assert status["message"] == f"training loss or gradient is not finite at step {BAD + 1}"
@@ -199,7 +200,7 @@ def test_a_validation_loss_that_is_none(run: RunDir, straight: RunDir, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "validate", spoilt)
-        assert execute(run) == job.FAILED
+        assert execute(run) == Exit.FAILED
     status = run.read_status()
     assert (status["cause"], status["message"]) == ("nan", "validation loss is not finite at step 8")
     assert [row["step"] for row in rows(run)] == list(range(8))
@@ -228,7 +229,7 @@ CAUSES: dict[str, tuple[BaseException, str, str]] = {
 def test_a_failure_is_told_and_leaves_what_was_there(cause: str, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, expected, words = CAUSES[cause]
     fail_in(monkeypatch, Trainer, "_update", problem, lambda trainer: trainer.step == BAD)
-    assert execute(run) == job.FAILED
+    assert execute(run) == Exit.FAILED
     status = run.read_status()
     assert (status["state"], status["cause"]) == ("failed", expected)
     assert words in status["message"]
@@ -281,7 +282,7 @@ def test_a_full_disk_is_told_and_costs_no_more_than_the_interval(
 ) -> None:
     with monkeypatch.context() as patch:
         fail_in(patch, DISK[place][0], DISK[place][1], FULL, DISK[place][2])
-        assert execute(run) == job.FAILED
+        assert execute(run) == Exit.FAILED
     assert run.read_status()["cause"] == "disk"
     reached = run.read_metrics()[-1]["step"]
     said: list[str] = []
@@ -306,7 +307,7 @@ def test_the_kernels_refusal_is_told_as_a_full_disk(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "_update", limited)
-            assert execute(run) == job.FAILED
+            assert execute(run) == Exit.FAILED
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     status = run.read_status()
@@ -322,7 +323,7 @@ def test_a_full_disk_can_be_told_on_the_full_disk(
     with monkeypatch.context() as patch:
         fail_in(patch, files, "append_row", FULL, lambda path: run.reserve.exists())
         fail_in(patch, files, "write_bytes", FULL, lambda path: run.reserve.exists())
-        assert execute(run) == job.FAILED
+        assert execute(run) == Exit.FAILED
     assert run.read_status()["cause"] == "disk"
     assert_continues_as(straight, run)
 
@@ -341,7 +342,7 @@ ENDS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
         "prune",
         lambda folder: (folder.parent / "result.json").exists(),
     ),
-    "before the status": (job, "_remember_speed", lambda config: True),
+    "before the status": (metadata, "remember_speed", lambda config: True),
 }
 
 
@@ -359,13 +360,13 @@ def test_a_kill_at_the_very_end_does_not_cost_the_run(
 
     with monkeypatch.context() as patch:
         fail_in(patch, owner, name, Killed(), dies)
-        patch.setattr(job, "_conclude", lambda *_: job.FAILED)
+        patch.setattr(job, "_publish", lambda *_: Exit.FAILED)
         execute(run)
     assert dead == [True]
     assert run.read_status()["state"] == "running"
     trainers.clear()
     release(run)
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert [trainer.step for trainer in trainers] == ([STEPS] if place == "before the result" else [])
     first = [row["step"] for row in files.read_rows(run.metrics) if row["attempt"] == 2]
     assert not first or min(first) > STEPS - 1 - EVERY
@@ -389,7 +390,7 @@ def test_a_torn_status_is_no_obstacle(run: RunDir, straight: RunDir) -> None:
     assert_continues_as(straight, run)
     run.status.write_bytes(b"")
     before = run.result.stat().st_mtime_ns
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert run.read_status()["state"] == "done"
     assert run.result.stat().st_mtime_ns == before
 
@@ -400,7 +401,7 @@ def test_a_torn_status_is_no_obstacle(run: RunDir, straight: RunDir) -> None:
 def test_a_run_that_another_executes_is_left_alone(run: RunDir) -> None:
     held = lease.acquire(run)
     before = {str(p): p.read_bytes() for p in run.path.rglob("*") if p.is_file() and p.parent != run.leases}
-    assert execute(run) == job.HELD
+    assert execute(run) == Exit.HELD
     after = {str(p): p.read_bytes() for p in run.path.rglob("*") if p.is_file() and p.parent != run.leases}
     assert after == before
     held.release()
@@ -411,23 +412,23 @@ def test_what_cannot_be_started_does_not_spoil_what_is_there(run: RunDir, monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     held = lease.acquire(run)
-    assert execute(run) == job.FAILED
+    assert execute(run) == Exit.FAILED
     assert run.read_status()["state"] == "planned"
     held.release()
-    assert execute(run) == job.FAILED
+    assert execute(run) == Exit.FAILED
     status = run.read_status()
     assert (status["state"], status["cause"]) == ("failed", "config")
     assert status["message"].startswith("2 process(es) were started")
     monkeypatch.delenv("WORLD_SIZE")
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert execute(run) == job.FAILED
+    assert execute(run) == Exit.FAILED
     assert run.read_status()["state"] == "done"
 
 
 def test_signals_are_given_back(run: RunDir) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert {number: signal.getsignal(number) for number in before} == before
 
 
@@ -447,13 +448,13 @@ def test_checkpoints_by_step_are_written_at_their_step(
     device: str, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However seldom the processes look at each other's signals."""
-    monkeypatch.setitem(job.AGREE_EVERY, "cpu", job.AGREE_EVERY[device])
+    monkeypatch.setitem(train.LOOK_EVERY, "cpu", train.LOOK_EVERY[device])
     record = Record(val_every=4, checkpoint_every=5)
     run = frozen(configuration(tmp_path, data_root, record=record))
     saved = []
     save = Recorder.save
     monkeypatch.setattr(Recorder, "save", lambda self, state: (saved.append(state["step"]), save(self, state)))
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert saved == [5, 10]
 
 
@@ -750,7 +751,7 @@ def finishes(run: RunDir, tmp_path: Path, data_root: Path) -> None:
     reached = newest(run)["step"]
     assert reached == run.read_metrics()[-1]["step"], "the checkpoint is not of the boundary at which it stopped"
     assert frozen(slow_configuration(tmp_path, data_root, micro_batch=0)).path == run.path
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert min(row["step"] for row in files.read_rows(run.metrics) if row["attempt"] == 2) == reached + 1
     assert [row["step"] for row in rows(run)] == list(range(41))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from skipsweep import cli, config, job
 from skipsweep.config import Embeddings, Free, Residual, RunConfig
 from skipsweep.errors import UserError
+from skipsweep.exit_status import Exit
 from skipsweep.generation import command, generate
 from skipsweep.generation.sampling import Sampler, Sampling
 from skipsweep.model import decode
@@ -197,7 +198,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> RunDir
             compute=config.Compute(micro_batch=1, threads=1),
         )
     )
-    assert job.execute(run, Quiet()) == job.DONE
+    assert job.execute(run, Quiet()) == Exit.DONE
     return run
 
 

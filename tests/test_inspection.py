@@ -17,6 +17,7 @@ from skipsweep import cli, files, job
 from skipsweep.config import Embeddings, Recipe, Record, Residual, RunConfig, Trapezoid
 from skipsweep.data.text import TextStream, text_of
 from skipsweep.errors import UserError
+from skipsweep.exit_status import Exit
 from skipsweep.inspection import document, readings
 from skipsweep.inspection import write as writing
 from skipsweep.inspection.contributions import contributions, unroll
@@ -247,7 +248,7 @@ def finished(folder: Path, data_root: Path, inspect: bool) -> RunDir:
     record = Record(val_every=2, inspect=inspect)
     config = configuration(folder, data_root, schedule=Trapezoid(steps=2, cooldown=0.5, final=0.1), record=record)
     run = frozen(config)
-    assert job.execute(run, Quiet()) == job.DONE
+    assert job.execute(run, Quiet()) == Exit.DONE
     return run
 
 

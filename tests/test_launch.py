@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import Done, Place, request, result, until
 
-from skipsweep import files, job
+from skipsweep import files, torchrun
 from skipsweep.analyze import statistics
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
@@ -451,7 +451,7 @@ def test_torchrun_with_nothing_to_train(
 ) -> None:
     """The other ranks wait for rank 0's word: they must get it from a plan, and for a run that is finished."""
     told: list[RunDir | None] = []
-    monkeypatch.setattr(job, "lead", lambda run: told.append(run) or 0)
+    monkeypatch.setattr(torchrun, "execute_as_leader", lambda run: told.append(run) or 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert launch("skip_layers=1", "compute.processes=2", "plan=true").status == 0
     done = launch("skip_layers=0", "seed=7", "compute.processes=2")

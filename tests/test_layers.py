@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = "skipsweep"
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "exit_status"),
     ("config", "files", "progress", "provenance", "secrecy", "slurm.environment", "slurm.assignment", "stop"),
     ("published", "rundir"),
     ("imports", "lease", "mirror", "slurm.submission"),
@@ -34,9 +34,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("trained",),
     ("inspection", "generation"),
     ("train",),
-    ("record",),
+    ("record", "metadata"),
     ("job",),
-    ("slurm.task",),
+    ("slurm.task", "torchrun"),
     ("sweep.local", "slurm.wait"),
     ("slurm.submit",),
     ("sweep.launch",),
@@ -53,8 +53,8 @@ READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "published", "rundi
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "altair": ("analyze.figures", "inspection.pictures"),
     "vl_convert": ("analyze.page", "inspection.pictures"),
-    "hydra": ("sweep", "hydra_plugins", "launch"),
-    "omegaconf": ("sweep", "hydra_plugins", "launch"),
+    "hydra": ("sweep", "hydra_plugins"),
+    "omegaconf": ("sweep", "hydra_plugins"),
     "submitit": ("slurm.submit",),
     "wandb": ("mirror", "dashboard"),
     "wandb_workspaces": ("dashboard",),
@@ -66,9 +66,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "generation",
         "inspection",
         "job",
+        "metadata",
         "model",
         "optim",
         "record",
+        "torchrun",
         "train",
         "trained",
     ),
@@ -76,7 +78,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 """Library -> who may know it."""
 
 PLANS_OR_REPORTS = ("analyze", "cli", "hydra_plugins", "launch", "sweep")
-UNDER_TORCHRUN = {("sweep.launch", "job"), ("launch", "job")}
+UNDER_TORCHRUN = {("sweep.launch", "torchrun"), ("launch", "torchrun")}
 """The exception: there this process is one of the run's own."""
 RUNS_A_MODEL = {("cli", "inspection.command"), ("cli", "generation.command")}
 """The other: `skipsweep inspect` and `generate` neither plan nor report, but compute."""

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from runs import Quiet, configuration, frozen
 
-from skipsweep import checkpoint, files, job, lease
+from skipsweep import checkpoint, files, job, lease, metadata
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.status import observe
 from skipsweep.train import Trainer
@@ -253,7 +254,7 @@ SLEEPS: dict[str, tuple[object, str, int, Callable[..., None] | None]] = {
     "in a step": (Trainer, "_update", 6, None),
     "in a step that fails": (Trainer, "_update", 6, boom),
     "while writing a checkpoint": (checkpoint, "_write", 5, None),
-    "at the end": (job, "_facts", 1, None),
+    "at the end": (metadata, "sizes", 1, None),
     "while writing the last weights": (checkpoint, "_write", 10, None),
 }
 
@@ -284,7 +285,7 @@ def test_one_that_slept_past_its_lease_writes_nothing_any_more(
     monkeypatch.setattr(owner, name, sleeping)
     code = job.execute(run, Quiet())
     after = contents(run)
-    assert code == job.HELD
+    assert code == Exit.HELD
     assert len(before) > 3
     tmp = [path for path in before if ".tmp" in path]
     assert after == {path: content for path, content in before.items() if path not in tmp}

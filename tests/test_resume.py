@@ -17,6 +17,7 @@ from runs import MODEL, STEPS, Quiet, configuration, frozen, result, rows
 from skipsweep import config as c
 from skipsweep import job, train
 from skipsweep.config import Compute
+from skipsweep.exit_status import Exit
 from skipsweep.model.gpt import GPT
 from skipsweep.optim.optimiser import Optimiser
 from skipsweep.record import Recorder
@@ -109,7 +110,7 @@ def straight(
     def get(arm: str = "add", seed: int = 0) -> RunDir:
         if (arm, seed) not in _kept:
             run = start(tmp_path_factory.mktemp("straight"), data_root, arm=arm, seed=seed)
-            assert execute(run) == job.DONE
+            assert execute(run) == Exit.DONE
             _kept[arm, seed] = run, states[str(run.path)]
         run, states[str(run.path)] = _kept[arm, seed]
         return run
@@ -191,8 +192,8 @@ def test_resume_is_bit_exact(
     broken = start(tmp_path, data_root, arm=arm)
     with monkeypatch.context() as patch:
         kill_in(patch, *PLACES[place])
-        assert execute(broken) == job.FAILED
-    assert execute(broken) == job.DONE
+        assert execute(broken) == Exit.FAILED
+    assert execute(broken) == Exit.DONE
     assert all_differences(states, whole, broken) == []
     assert result(broken)["attempt"] == 2
 
@@ -211,8 +212,8 @@ def test_resume_three_times_in_a_row(
     for step in sorted(random.Random(seed).sample(range(1, STEPS), 3)):
         with monkeypatch.context() as patch:
             kill_in(patch, Trainer, "_update", lambda t, n, step=step: t.step == step)
-            assert execute(broken) == job.FAILED
-    assert execute(broken) == job.DONE
+            assert execute(broken) == Exit.FAILED
+    assert execute(broken) == Exit.DONE
     assert all_differences(states, whole, broken) == []
     assert result(broken)["attempt"] == 4
 
@@ -247,11 +248,11 @@ def test_a_signal_saves_at_the_step_boundary(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalled)
-        assert execute(told) == job.PREEMPTED
+        assert execute(told) == Exit.PREEMPTED
     status = told.read_status()
     assert (status["state"], status["message"]) == ("preempted", "SIGUSR2")
     assert max(p.name for p in told.checkpoints.iterdir()) == f"step-{stops_at:08d}"
-    assert execute(told) == job.DONE
+    assert execute(told) == Exit.DONE
     assert all_differences(states, whole, told) == []
 
 
@@ -273,9 +274,9 @@ def test_a_forgetful_resume_is_caught(
 ) -> None:
     whole, broken = straight(), start(tmp_path, data_root)
     kill_in(monkeypatch, Trainer, "_update", lambda t, n: t.step == 7)
-    assert execute(broken) == job.FAILED
+    assert execute(broken) == Exit.FAILED
     monkeypatch.setattr(*MUTANTS[mutant])
-    assert execute(broken) == job.DONE
+    assert execute(broken) == Exit.DONE
     assert all_differences(states, whole, broken) != []
 
 
@@ -284,10 +285,10 @@ def test_data_off_by_one_after_resume_is_caught(
 ) -> None:
     whole, broken = straight(), start(tmp_path, data_root)
     kill_in(monkeypatch, Trainer, "_update", lambda t, n: t.step == 7)
-    assert execute(broken) == job.FAILED
+    assert execute(broken) == Exit.FAILED
     batches = job.Batches.train
     monkeypatch.setattr(job.Batches, "train", lambda self, step: batches(self, step + 1))
-    assert execute(broken) == job.DONE
+    assert execute(broken) == Exit.DONE
     assert all_differences(states, whole, broken) != []
 
 
@@ -301,7 +302,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, data_root: Pa
         run = frozen(config)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "randn_like", torch.zeros_like)  # the noise of other shapes is another noise
-            assert execute(run) == job.DONE
+            assert execute(run) == Exit.DONE
         losses.append([row["train/loss"] for row in rows(run) if "train/loss" in row])
     # Newton-Schulz amplifies rounding from step to step.
     assert losses[1] == pytest.approx(losses[0], abs=1e-9)
@@ -310,11 +311,11 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, data_root: Pa
 
 def test_a_finished_run_is_left_alone(tmp_path: Path, data_root: Path) -> None:
     run = start(tmp_path, data_root)
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
 
     def stamps() -> dict[str, int]:
         return {str(p): p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file() and "lease" not in str(p)}
 
     before = stamps()
-    assert execute(run) == job.DONE
+    assert execute(run) == Exit.DONE
     assert stamps() == before

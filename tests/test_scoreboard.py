@@ -51,13 +51,13 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "5 sick runs: a signal is taken for an exception": Mutant(
         "skipsweep/sweep/local.py",
-        'cause, message = "killed", _killed(-exit_code)',
-        'cause, message = "exception", _killed(-exit_code)',
+        "signal_name = signal.Signals(-exit_code).name if exit_code < 0 else None",
+        "signal_name = None",
         "tests/test_faults.py::test_every_way_to_end_is_told_and_harms_no_other",
     ),
     "6 relaunch: jobs are not found by their name": Mutant(
         "skipsweep/slurm/submission.py",
-        "return found[1] if found else None",
+        "return match[1] if match else None",
         "return None",
         f"{SLURM}::test_a_launcher_that_dies_around_sbatch",
     ),

@@ -18,6 +18,7 @@ import skipsweep
 from skipsweep import checkpoint, files, job
 from skipsweep.config import Compute, Config, Listed, Proportional, Record, SkipLayers
 from skipsweep.data.batches import Batches
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import local
 from skipsweep.train import Trainer
@@ -98,8 +99,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path, data_root: Path) -> N
     one = frozen(double(tmp_path / "one", data_root))
     two = frozen(double(tmp_path / "two", data_root, processes=2))
     assert one.name == two.name
-    assert job.execute(one, Quiet()) == job.DONE
-    assert together(two) == job.DONE, log(two)
+    assert job.execute(one, Quiet()) == Exit.DONE
+    assert together(two) == Exit.DONE, log(two)
     assert files.read_json(two.env)["1"]["world_size"] == 2
     assert_same_numbers(one, two)
 
@@ -111,8 +112,8 @@ def test_two_processes_control_gates_as_one_does(tmp_path: Path, data_root: Path
     changes = {"gate_targets": gates, "control": Proportional(gamma=1.0, delta=0.01), "micro_batch": 2}
     one, two = (double(tmp_path / str(n), data_root, processes=n, **changes) for n in (1, 2))
     runs = [frozen(replace(config, model=replace(config.model, layers=4))) for config in (one, two)]
-    assert job.execute(runs[0], Quiet()) == job.DONE
-    assert together(runs[1]) == job.DONE, log(runs[1])
+    assert job.execute(runs[0], Quiet()) == Exit.DONE
+    assert together(runs[1]) == Exit.DONE, log(runs[1])
     assert_same_numbers(*runs)
     last = rows(runs[1])[-1]
     assert min(abs(last[f"gate/{name}/{layer}"]) for name in ("alpha", "beta") for layer in (0, 1)) > 0.01
@@ -128,7 +129,7 @@ def test_a_run_moves_between_two_processes_and_one(
 ) -> None:
     """2 -> 1 -> 2, the first time because rank 1 alone was told to stop."""
     straight = frozen(large(tmp_path / "straight", data_root))
-    assert job.execute(straight, Quiet()) == job.DONE
+    assert job.execute(straight, Quiet()) == Exit.DONE
 
     moving = frozen(large(tmp_path / "moving", data_root, processes=2, micro_batch=1))
     execution = local.start(moving, None, threads=1, show=False)
@@ -139,7 +140,7 @@ def test_a_run_moves_between_two_processes_and_one(
             execution.processes[1].send_signal(signal.SIGTERM)
             told.append(1)
 
-    assert finish(execution, tell) == job.PREEMPTED, log(moving)
+    assert finish(execution, tell) == Exit.PREEMPTED, log(moving)
     first = newest_step(moving)
     assert first < 7
 
@@ -153,11 +154,11 @@ def test_a_run_moves_between_two_processes_and_one(
             return update(self)
 
         patch.setattr(Trainer, "_update", signalled)
-        assert job.execute(moving, Quiet()) == job.PREEMPTED
+        assert job.execute(moving, Quiet()) == Exit.PREEMPTED
     assert newest_step(moving) == 9
 
     frozen(large(tmp_path / "moving", data_root, processes=2))
-    assert together(moving) == job.DONE, log(moving)
+    assert together(moving) == Exit.DONE, log(moving)
     assert {row["attempt"]: row["step"] for row in moving.read_metrics()} == {1: first, 2: 9, 3: 12}
     assert_same_numbers(straight, moving)
 
@@ -186,7 +187,7 @@ def test_ranks_with_different_settings_refuse(
         return Forked(before, [*command[:-1], str(folder.path)], env, **how)
 
     fork_jobs(monkeypatch, popen=misled)
-    assert together(run) == job.FAILED
+    assert together(run) == Exit.FAILED
     status = run.read_status()
     assert (status["state"], status["cause"]) == ("failed", "config")
     assert status["message"] == f"{run.config} reads differently on rank(s) [1] than on rank 0"
@@ -234,8 +235,8 @@ def test_a_bad_gradient_on_one_rank_stops_all(tmp_path: Path, data_root: Path) -
     (package / "job.py").write_text(SPOILT_ON_RANK_1.format(job=str(Path(job.__file__))))
     run = frozen(double(tmp_path / "run", data_root, processes=2))
     execution = local.start(run, package.parent, threads=1, show=False)
-    assert finish(execution) == job.FAILED
-    assert [process.returncode for process in execution.processes] == [job.FAILED, job.FAILED], log(run)
+    assert finish(execution) == Exit.FAILED
+    assert [process.returncode for process in execution.processes] == [Exit.FAILED, Exit.FAILED], log(run)
     status = run.read_status()
     assert status["message"] == "training loss or gradient is not finite at step 8"
     assert status["cause"] == "nan"

@@ -22,7 +22,7 @@ from skipsweep.data.corpus import Corpus, Shard, Split, folder_of, write_meta
 from skipsweep.data.documents import Document
 from skipsweep.data.fingerprint import fingerprint
 from skipsweep.errors import DataError
-from skipsweep.files import fsync_folder
+from skipsweep.files import fsync
 
 SHARD_TOKENS = 100_000_000
 """Most tokens in a training shard, as in the speedrun's."""
@@ -66,7 +66,7 @@ def _put_in_place(tmp: Path, final: Path) -> None:
     except OSError:
         if not (final / "meta.json").exists():  # else another process was first
             raise
-    fsync_folder(final.parent)
+    fsync(final.parent)
 
 
 def _remove_leftovers(root: Path) -> None:

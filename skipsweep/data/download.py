@@ -56,7 +56,7 @@ def fetch(source: Source, path: Path, size: int, check: Callable[[Path], None], 
                 _fill_checked(f, source, partial, size, check, advance)
                 os.fsync(f.fileno())
                 os.replace(partial, path)
-                files.fsync_folder(path.parent)
+                files.fsync(path.parent)
     except OSError as e:
         raise DataError(
             f"{path}: cannot be written ({e.strerror or e}); what has arrived is kept;"

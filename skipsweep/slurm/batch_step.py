@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from skipsweep import lease
+from skipsweep.exit_status import Exit, cause_of_death, last_line
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import environment, submission
 from skipsweep.slurm.assignment import Assignment
 from skipsweep.slurm.submission import Submission
 from skipsweep.status import FINAL, observe
 
-PREEMPTED, HELD = 75, 76
-"""Exit codes of a job, see skipsweep/job.py."""
 PEER_GRACE_S = 60
 """Seconds that the ranks of a run have to end when one of them has ended: rank 0 still waits for wandb."""
 COARSE_S = 60
@@ -53,7 +52,7 @@ _SIGNALS = {
     "Interrupt": "SIGINT",
 }
 _WARNINGS = ("SIGTERM", "SIGUSR2", "SIGINT")
-"""What a process that has not begun to listen dies of when its job is told to stop."""
+"""Signals that stop a job, of which a process dies that does not handle them yet."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,11 @@ class BatchStep:
             code = self._srun(todo, attempts)
             if (code or self.said) and self._is_running() is False:  # srun ends with 0 where a node is lost
                 self.terminated = True
-            deaths = deaths_told(self.said)
+            deaths = parse_deaths(self.said)
             for place, (run, attempt) in enumerate(zip(todo, attempts, strict=True)):
                 if run:
                     own = deaths.get(place) if self.submission.packed else _first(deaths)
-                    with _told(run):
+                    with _reporting_full_disk(run):
                         self._conclude(run, attempt, code, own)
         return self._leave(runs, [run for run in todo if run])
 
@@ -141,29 +140,30 @@ class BatchStep:
     # ------------------------------------------------------------------------------------------------------ the outcome
 
     def _conclude(self, run: RunDir, attempt: int, code: int, death: Death | None) -> None:
-        """Give a run whose processes have ended a status, if it could not do so itself."""
+        """Write the status of a run whose processes have ended, if it could not do so itself."""
         seen = observe(run)
         holder = lease.newest(run)
         own = holder is not None and holder["job"] == os.environ["SLURM_JOB_ID"] and holder["attempt"] == attempt
         if holder and own:
             if self.terminated and lease.is_live(run, holder):
-                return  # srun gave up before the ranks did; they say themselves how it ends
+                return  # srun gave up before the ranks did; they report the end themselves
             lease.declare_dead(run, holder)
         elif seen.is_live or (holder and holder["attempt"] >= attempt):
-            return  # somebody else executes it, or has done so; ours has stood back
+            return  # another process executes it, or has; ours has left it alone
         said_itself = seen.state in (*FINAL, "preempted") and run.read_status().get("attempt") == attempt
         bereft = (death is not None and death.signal is not None) or (self.terminated and not self._is_alone)
         lost_peer = seen.cause == "exception" and bereft
         if said_itself and not lost_peer:
             return
         log, line = self._evidence(run, attempt)
-        state, details = verdict(death, code, self.said, self.terminated, line)
-        run.write_status(state, attempt=attempt, log=str(log), ended=time.time(), job=self.job, **details)
+        state, cause, message = verdict(death, code, self.said, self.terminated, line)
+        details = {"log": str(log), "ended": time.time(), "job": self.job, "cause": cause, "message": message}
+        run.write_status(state, attempt=attempt, **details)
 
     def _evidence(self, run: RunDir, attempt: int) -> tuple[Path, str | None]:
         """(Log, line of it) that tell most of how an attempt ended: srun's where the attempt itself said nothing."""
         log = run.log(attempt, "err")
-        line = _last_line(log)
+        line = last_line(log)
         if line or not self.said:
             return log, line
         return self._srun_log, _line_with(self.said, "srun: error") or _line_with(self.said, "srun:") or self.said[-1]
@@ -181,14 +181,14 @@ class BatchStep:
             if why == "timeout" and so_far >= self.submission.max_num_timeout:
                 self._tell_timeout(waiting, f"stopped by the time limit {so_far + 1} times (max_num_timeout)")
             elif self._requeue(why):
-                return PREEMPTED
+                return Exit.PREEMPTED
         for run in executed:
             if run.cancelled.exists() and run.read_status()["state"] == "preempted":
                 run.write_status(
                     "preempted", **{**_details(run), "cause": "cancelled", "message": "by skipsweep cancel"}
                 )
         states = [run.read_status()["state"] for run in runs if self._was_ours(run)]
-        return 1 if "failed" in states else PREEMPTED if set(states) - {"done"} else 0
+        return Exit.FAILED if "failed" in states else Exit.PREEMPTED if set(states) - {"done"} else Exit.DONE
 
     def _was_ours(self, run: RunDir) -> bool:
         claim = submission.claim_of(run)
@@ -235,8 +235,8 @@ class BatchStep:
         return "JobState=RUNNING" in facts and f"Restarts={environment.restarts()} " in facts
 
     def _was_preempted(self) -> bool:
-        found = re.search(r"PreemptTime=(\S+)", self._job_facts() or "")
-        return found is not None and found[1] != "None"
+        match = re.search(r"PreemptTime=(\S+)", self._job_facts() or "")
+        return match is not None and match[1] != "None"
 
     def _requeue(self, why: str) -> bool:
         """Ask SLURM to start this job again; returns whether it will."""
@@ -259,7 +259,7 @@ def _ask(job: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _told(run: RunDir) -> Iterator[None]:
+def _reporting_full_disk(run: RunDir) -> Iterator[None]:
     """A disk that is full must not keep the other runs of a job from being concluded, or the job from its requeue."""
     try:
         yield
@@ -267,46 +267,41 @@ def _told(run: RunDir) -> Iterator[None]:
         print(f"{run.name}: its status could not be written: {problem}", file=sys.stderr, flush=True)
 
 
-def srun_command(made: Submission, folder: Path, index: int) -> list[str]:
+def srun_command(array: Submission, folder: Path, index: int) -> list[str]:
     """Start the tasks of one job."""
-    command = ["srun", "--unbuffered", f"--nodes={made.nodes}", f"--ntasks={made.nodes * made.tasks_per_node}"]
-    command += [f"--ntasks-per-node={made.tasks_per_node}", "--kill-on-bad-exit=0", "--open-mode=append"]
-    command += [f"--wait={0 if made.packed else PEER_GRACE_S}", f"--output={folder}/task-{index}-%t.log"]
+    command = ["srun", "--unbuffered", f"--nodes={array.nodes}", f"--ntasks={array.nodes * array.tasks_per_node}"]
+    command += [f"--ntasks-per-node={array.tasks_per_node}", "--kill-on-bad-exit=0", "--open-mode=append"]
+    command += [f"--wait={0 if array.packed else PEER_GRACE_S}", f"--output={folder}/task-{index}-%t.log"]
     if "SLURM_CPUS_PER_TASK" in os.environ:  # newer versions of srun do not take it from there
         command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return [*command, *made.srun_args, made.python, "-P", "-u", "-m", "skipsweep.slurm.task"]
+    return [*command, *array.srun_args, array.python, "-P", "-u", "-m", "skipsweep.slurm.task"]
 
 
 def verdict(
-    death: Death | None, code: int, said: Sequence[str], terminated: bool, last_line: str | None
-) -> tuple[str, dict[str, Any]]:
-    """(state, cause and message) of a run that could not tell itself."""
+    death: Death | None, code: int, said: Sequence[str], terminated: bool, log_line: str | None
+) -> tuple[str, str, str]:
+    """(State, cause, message) of a run that could not tell itself. `said`: by srun; `code`: srun's."""
     text = "\n".join(said)
     if terminated:
-        return "preempted", {"cause": "signal", "message": "its job was ended by SLURM"}
+        return "preempted", "signal", "its job was ended by SLURM"
     if re.search(r"Node failure|Unable to (?:contact|confirm)|launch failed|Communication connection failure", text):
-        return "failed", {"cause": "node", "message": _line_with(said, "srun: error") or "a node failed"}
+        return "failed", "node", _line_with(said, "srun: error") or "a node failed"
     if (death and death.out_of_memory) or re.search(r"oom[-_ ]?kill|Out Of Memory", text, re.IGNORECASE):
-        return "failed", {"cause": "oom", "message": "the node's memory, or the job's share of it, was used up"}
+        return "failed", "oom", "the node's memory, or the job's share of it, was used up"
     if death and death.signal in _WARNINGS:
-        return "preempted", {"cause": "signal", "message": f"{death.signal} before training began"}
-    if death and death.signal:
-        hint = " (kill -9, or the system had no memory left)" if death.signal == "SIGKILL" else ""
-        return "failed", {"cause": "killed", "message": death.signal + hint}
-    if code == 0:
-        return "failed", {"cause": "exception", "message": "the process ended without a result"}
-    exit_code = death.code if death and death.code is not None else code
-    return "failed", {"cause": "exception", "message": last_line or f"exit code {exit_code}"}
+        return "preempted", "signal", f"{death.signal} before training began"
+    exit_code = death.code if code and death and death.code is not None else code
+    return "failed", *cause_of_death(exit_code, death.signal if death else None, log_line)
 
 
-def deaths_told(said: Sequence[str]) -> dict[int, Death]:
+def parse_deaths(said: Sequence[str]) -> dict[int, Death]:
     """Task -> how it ended, from what srun says."""
-    found: dict[int, Death] = {}
+    deaths: dict[int, Death] = {}
     for line in said:
         match = _ENDED.search(line)
         if match:
-            found |= dict.fromkeys(_numbers(match[1]), _death(match[2]))
-    return found
+            deaths |= dict.fromkeys(_numbers(match[1]), _death(match[2]))
+    return deaths
 
 
 def _death(words: str) -> Death:
@@ -325,7 +320,7 @@ def _numbers(text: str) -> list[int]:
 
 def _first(deaths: dict[int, Death]) -> Death | None:
     """The end that came first among the ranks of one run; the others followed from it."""
-    return next((death for death in deaths.values() if death.code not in (PREEMPTED, HELD)), None)
+    return next((death for death in deaths.values() if death.code not in (Exit.PREEMPTED, Exit.HELD)), None)
 
 
 def _details(run: RunDir) -> dict[str, Any]:
@@ -334,14 +329,6 @@ def _details(run: RunDir) -> dict[str, Any]:
 
 def _line_with(said: Sequence[str], words: str) -> str | None:
     return next((line for line in said if words in line), None)
-
-
-def _last_line(path: Path) -> str | None:
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return None
-    return lines[-1] if lines else None
 
 
 def main() -> int:

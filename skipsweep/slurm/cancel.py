@@ -22,13 +22,13 @@ class Cancelled:
     sweep: str
     """Its name, or the run's."""
     runs: list[str] = field(default_factory=list)
-    """Will not be gone on with."""
+    """Runs that will not be continued."""
     wanted: dict[str, list[str]] = field(default_factory=dict)
-    """Run -> other sweeps that wait for it: left alone."""
+    """Run -> other sweeps that wait for it: these runs are left alone."""
     local: list[str] = field(default_factory=list)
-    """Executed by a launcher on some machine, which has to be stopped itself."""
+    """Runs that a launcher on some machine executes, which has to be stopped itself."""
     jobs: list[str] = field(default_factory=list)
-    """Taken out of SLURM's queue, or told to end."""
+    """Jobs that were taken out of SLURM's queue, or told to end."""
 
 
 def cancel(multirun: Multirun, asked: str) -> Cancelled:
@@ -39,15 +39,15 @@ def cancel(multirun: Multirun, asked: str) -> Cancelled:
     """
     sweep, runs = _meant(multirun, asked)
     with files.locked(multirun.path):  # no launcher submits meanwhile
-        found = Cancelled(sweep or runs[0].name)
+        cancelled = Cancelled(sweep or runs[0].name)
         if sweep:
             multirun.sweep(sweep).cancelled.touch()
         else:
             runs[0].forget_serves(SINGLE)
         open_ = [run for run in runs if observe(run).state not in (*FINAL, "new", "planned")]
-        _sort(open_, multirun, sweep, found)
-        _end_jobs([run for run in open_ if run.name in found.runs], found)
-    return found
+        _sort(open_, multirun, sweep, cancelled)
+        _end_jobs([run for run in open_ if run.name in cancelled.runs], cancelled)
+    return cancelled
 
 
 def _meant(multirun: Multirun, asked: str) -> tuple[str | None, list[RunDir]]:
@@ -62,17 +62,17 @@ def _meant(multirun: Multirun, asked: str) -> tuple[str | None, list[RunDir]]:
     return asked, [multirun.run(name) for name in dict.fromkeys(point["run"] for point in points)]
 
 
-def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str | None, found: Cancelled) -> None:
-    """Which are ours to cancel."""
+def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str | None, cancelled: Cancelled) -> None:
+    """Enter each run in `cancelled`, and mark those that are ours to cancel."""
     for run in runs:
         others = [name for name in run.read_serves() if name != sweep and _waits(multirun, name)]
         if others:
-            found.wanted[run.name] = others
+            cancelled.wanted[run.name] = others
         elif submission.claim_of(run) is None:
-            found.local.extend([run.name] if observe(run).is_live else [])
+            cancelled.local.extend([run.name] if observe(run).is_live else [])
         else:
             run.cancelled.touch()
-            found.runs.append(run.name)
+            cancelled.runs.append(run.name)
 
 
 def _waits(multirun: Multirun, name: str) -> bool:
@@ -81,7 +81,7 @@ def _waits(multirun: Multirun, name: str) -> bool:
     return not folder.cancelled.exists()
 
 
-def _end_jobs(runs: Sequence[RunDir], found: Cancelled) -> None:
+def _end_jobs(runs: Sequence[RunDir], cancelled: Cancelled) -> None:
     """End the jobs of which no run is wanted any more; others see the mark in their run's folder."""
     try:
         queue = squeue.read()
@@ -89,10 +89,10 @@ def _end_jobs(runs: Sequence[RunDir], found: Cancelled) -> None:
         raise UserError(f"{problem}; runs are marked as cancelled, their jobs end when they see it") from problem
     for run in runs:
         job = queue.find(run)
-        if job and job.id not in found.jobs and all(map(_is_over, _beside(run))):
-            found.jobs.append(job.id)
-    if found.jobs:
-        done = subprocess.run(["scancel", *found.jobs], capture_output=True, text=True)
+        if job and job.id not in cancelled.jobs and all(map(_is_over, _beside(run))):
+            cancelled.jobs.append(job.id)
+    if cancelled.jobs:
+        done = subprocess.run(["scancel", *cancelled.jobs], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"scancel: {done.stderr.strip()}; the runs are marked, their jobs end when they see it")
     for run in runs:

@@ -4,14 +4,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from skipsweep.analyze.listing import Status
 from skipsweep.rundir import Multirun, RunDir
-from skipsweep.slurm import cancel as cancelling
 from skipsweep.slurm import squeue
+from skipsweep.slurm.cancel import Cancelled
 from skipsweep.slurm.logs import logs_of, tail
 from skipsweep.status import FINAL
 
@@ -20,17 +19,12 @@ WATCH_S = 5.0
 FOLLOW_S = 0.5
 
 
-def cancel(multirun: Multirun, sweep: str) -> dict[str, Any]:
-    """Cancel, and say what became of the runs."""
-    return asdict(cancelling.cancel(multirun, sweep))
-
-
-def show_cancelled(found: dict[str, Any]) -> None:
+def show_cancelled(cancelled: Cancelled) -> None:
     """What a person wants to know of it."""
-    print(f"{found['sweep']}: {len(found['runs'])} runs cancelled, {len(found['jobs'])} jobs ended")
-    for run, others in found["wanted"].items():
+    print(f"{cancelled.sweep}: {len(cancelled.runs)} runs cancelled, {len(cancelled.jobs)} jobs ended")
+    for run, others in cancelled.wanted.items():
         print(f"{run}: left alone, wanted by {', '.join(others)}")
-    for run in found["local"]:
+    for run in cancelled.local:
         print(f"{run}: a launcher on its machine executes it; stop that with Ctrl-C")
 
 
@@ -41,8 +35,8 @@ def logs(multirun: Multirun, text: str, lines: int, follow: bool) -> None:
     run = multirun.find_run(text)
     shown: dict[Path, int] = {}
     for path in logs_of(run):
-        end, found = tail(path, lines)
-        print(f"==> {path} <==\n{found}", flush=True)
+        end, last = tail(path, lines)
+        print(f"==> {path} <==\n{last}", flush=True)
         shown[path] = end
     ended = not follow
     while not ended:
@@ -63,21 +57,21 @@ def _print_new(run: RunDir, shown: dict[Path, int]) -> None:
             shown[path] = f.tell()
 
 
-def with_queue(found: Status, multirun: Multirun) -> Status:
+def with_queue(status: Status, multirun: Multirun) -> Status:
     """A status as the queue shows it: one call of squeue, and none where nothing is open."""
-    seen = squeue.all_refined(found.runs, [multirun.run(one.run) for one in found.runs])
-    return replace(found, runs=seen, counts=dict(Counter(one.state for one in seen)))
+    seen = squeue.all_refined(status.runs, [multirun.run(one.run) for one in status.runs])
+    return replace(status, runs=seen, counts=dict(Counter(one.state for one in seen)))
 
 
 def watch(look: Callable[[], Status], show: Callable[[Status], None]) -> None:
     """Show again and again until all runs have ended, or the user has seen enough."""
     try:
         while True:
-            found = look()
+            status = look()
             if sys.stdout.isatty():
                 print("\x1b[2J\x1b[H", end="")
-            show(found)
-            if all(one.state in FINAL for one in found.runs):
+            show(status)
+            if all(one.state in FINAL for one in status.runs):
                 return
             time.sleep(WATCH_S)
     except KeyboardInterrupt:

@@ -57,10 +57,10 @@ def _master(environment: Mapping[str, str]) -> str:
 
 def first_host(nodes: str) -> str:
     """`n[03-05,9],m1` -> `n03`."""
-    found = re.match(r"([^\[,]+)(?:\[([^\]]*)\])?([^,\[]*)", nodes)
-    if found is None:
+    match = re.match(r"([^\[,]+)(?:\[([^\]]*)\])?([^,\[]*)", nodes)
+    if match is None:
         raise ValueError(f"not a list of nodes: {nodes!r}")
-    prefix, numbers, suffix = found.groups()
+    prefix, numbers, suffix = match.groups()
     return prefix + re.split(r"[,-]", numbers or "")[0] + suffix
 
 

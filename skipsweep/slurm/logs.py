@@ -10,16 +10,16 @@ from skipsweep.slurm import submission
 def logs_of(run: RunDir) -> list[Path]:
     """Files to read, the most telling last: of the newest attempt, or of the job where there was none."""
     attempt = lease.next_attempt(run) - 1
-    found = [run.log(attempt, "out"), run.log(attempt, "err")] if attempt else []
+    paths = [run.log(attempt, "out"), run.log(attempt, "err")] if attempt else []
     told = run.read_status().get("log")
-    if told and Path(told) not in found:
-        found.append(Path(told))
-    found = [path for path in found if path.exists()]
+    if told and Path(told) not in paths:
+        paths.append(Path(told))
+    paths = [path for path in paths if path.exists()]
     claim = submission.claim_of(run)
-    if claim and not any(path.stat().st_size for path in found):
+    if claim and not any(path.stat().st_size for path in paths):
         job = submission.log_of(Path(claim.folder), claim.index)
-        found += [path for path in (job.with_suffix(".out"), job) if path.exists() and path not in found]
-    return found
+        paths += [path for path in (job.with_suffix(".out"), job) if path.exists() and path not in paths]
+    return paths
 
 
 def tail(path: Path, lines: int) -> tuple[int, str]:

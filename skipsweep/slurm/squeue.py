@@ -128,15 +128,15 @@ def _gone(seen: Observation, run: RunDir, claim: Claim) -> Observation:
     folder = Path(claim.folder)
     log, words = submission.last_words(folder, claim.index)
     if submission.unborn(folder, claim.index).exists() and not any(map(_ENDED_BY_SLURM.match, words)):
-        told = words[-1] if words else "the job ended before the run began: a line of setup, or the interpreter"
-        return replace(seen, state="failed", cause="exception", message=told, log=str(log) if log else None)
+        message = words[-1] if words else "the job ended before the run began: a line of setup, or the interpreter"
+        return replace(seen, state="failed", cause="exception", message=message, log=str(log) if log else None)
     if seen.state == "preempted":
         return seen
     if holder := _another(run, claim):
-        return replace(seen, message=f"{lease.describe(holder)} has ended without a word")
-    told = "its job has left the queue without a word (cancelled, killed, or never begun)"
-    told += f"; {log}: {words[-1]}" if words else ""
-    return replace(seen, state="interrupted", cause="killed", message=told)
+        return replace(seen, message=f"{lease.describe(holder)} ended without reporting a result")
+    message = "its job left the queue without reporting a result (cancelled, killed or never started)"
+    message += f"; {log}: {words[-1]}" if words else ""
+    return replace(seen, state="interrupted", cause="killed", message=message)
 
 
 def _another(run: RunDir, claim: Claim) -> dict[str, Any] | None:
@@ -152,14 +152,14 @@ def _waiting(seen: Observation, job: Job) -> Observation:
 
 
 def _starting(seen: Observation, run: RunDir, job: Job) -> Observation:
-    """SLURM says that it runs, its files do not, yet or any more."""
+    """SLURM says that it runs; its files do not yet, or no longer."""
     if seen.state == "submitted":
         return replace(seen, message=f"job {job.id} is starting")
     silent = time.time() - ((lease.newest(run) or {}).get("beat") or 0.0)
     if seen.state == "interrupted" and silent > lease.EXPIRY_S:
-        told = f"job {job.id} runs, but has shown no heartbeat for {silent:.0f} s"
-        return replace(seen, state="running", stuck=told, message=told)
-    return replace(seen, message=f"job {job.id} is at it")
+        message = f"job {job.id} runs, but has shown no heartbeat for {silent:.0f} s"
+        return replace(seen, state="running", stuck=message, message=message)
+    return replace(seen, message=f"job {job.id} is running")
 
 
 def all_refined(seen: Sequence[Observation], runs: Sequence[RunDir], queue: Queue | None = None) -> list[Observation]:

@@ -4,7 +4,7 @@
       tasks.json          which runs each job of the array executes, and how: the job reads nothing else
       job.json            SLURM's id of the array, once sbatch has told it
       restarts.jsonl      every requeue: job, index, why
-      unborn-K            a job that began and did not get as far as Python
+      unborn-K            marker of a job that started but never reached Python
       *.out *.err *.sh    the batch script and what it and srun said; what runs print lies in their own folders
 
 The token is part of the job's name, so one squeue call finds a job whose id was never noted because the launcher died.
@@ -62,21 +62,21 @@ class Claim:
 
 def create(home: Path, **settings: Any) -> tuple[Path, Submission]:
     """Write down what is about to be submitted; returns the submission's folder."""
-    made = Submission(token=uuid.uuid4().hex[:12], created=time.time(), **settings)
+    array = Submission(token=uuid.uuid4().hex[:12], created=time.time(), **settings)
     parent = home / FOLDER
-    for folder in (parent, parent / made.token):
+    for folder in (parent, parent / array.token):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(parent)
-    files.write_json(parent / made.token / "tasks.json", asdict(made))
-    return parent / made.token, made
+    files.write_json(parent / array.token / "tasks.json", asdict(array))
+    return parent / array.token, array
 
 
 def _check_private(folder: Path) -> None:
     """What others could write to would be executed as us."""
-    found = folder.stat()
-    if found.st_uid != os.getuid():
+    stat = folder.stat()
+    if stat.st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
-    if found.st_mode & 0o077:
+    if stat.st_mode & 0o077:
         folder.chmod(0o700)
 
 
@@ -90,17 +90,9 @@ def note_job(folder: Path, job: str) -> None:
     files.write_json(folder / "job.json", {"job": job, "time": time.time()}, durable=False)
 
 
-def job_of(folder: Path) -> str | None:
-    """SLURM's id of the array; None where the launcher died before it could be noted."""
-    try:
-        return (files.read_json(folder / "job.json") or {}).get("job")
-    except ValueError:
-        return None
-
-
-def claim(run: RunDir, folder: Path, made: Submission, index: int) -> None:
-    """Let `made` alone execute `run`."""
-    content = asdict(Claim(made.token, index, str(folder), time.time()))
+def claim(run: RunDir, folder: Path, array: Submission, index: int) -> None:
+    """Let `array` alone execute `run`."""
+    content = asdict(Claim(array.token, index, str(folder), time.time()))
     run.cancelled.unlink(missing_ok=True)
     files.write_json(run.submission, content, durable=False)
     run.write_status("submitted", durable=False, log=str(log_of(folder, index)))
@@ -138,7 +130,7 @@ def log_of(folder: Path, index: int) -> Path:
 
 
 def unborn(folder: Path, index: int) -> Path:
-    """There from the batch script's first line until the batch step runs: left behind by a job that died before."""
+    """Exists from the batch script's first line until the batch step runs; remains if the job died in between."""
     return folder / f"unborn-{index}"
 
 
@@ -160,8 +152,8 @@ def name(given: str, token: str) -> str:
 
 def token_of(job_name: str) -> str | None:
     """The token in a job's name; None for jobs that are not ours."""
-    found = _TOKEN.search(job_name)
-    return found[1] if found else None
+    match = _TOKEN.search(job_name)
+    return match[1] if match else None
 
 
 def note_restart(folder: Path, index: int, job: str, why: str) -> None:

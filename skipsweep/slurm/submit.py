@@ -121,10 +121,10 @@ def _cancel_orphans(home: Path, fresh: Sequence[RunDir], queue: Queue) -> None:
 
 
 def _by_shape(runs: Sequence[RunDir], pack: bool) -> dict[Shape, Sequence[RunDir]]:
-    found: dict[Shape, list[RunDir]] = {}
+    by_shape: dict[Shape, list[RunDir]] = {}
     for run in runs:
-        found.setdefault(_shape(run.read_config().compute, pack), []).append(run)
-    return {own: part for shape, members in found.items() for own, part in _filled(shape, members)}
+        by_shape.setdefault(_shape(run.read_config().compute, pack), []).append(run)
+    return {own: part for shape, members in by_shape.items() for own, part in _filled(shape, members)}
 
 
 def _filled(shape: Shape, runs: Sequence[RunDir]) -> Iterator[tuple[Shape, Sequence[RunDir]]]:
@@ -163,10 +163,10 @@ def _max_array_size() -> int:
 def _submit_array(
     plan: Plan, tasks: list[list[RunDir]], shape: Shape, settings: Mapping[str, Any], code: Path, parallelism: int
 ) -> None:
-    """Write the intent, then call sbatch, then note the id: a death in between is found out from the queue. Where
+    """Write the intent, then call sbatch, then note the id: after a death in between, the queue tells. Where
     sbatch refuses, the runs are as they were: one that has failed has still failed."""
     python = settings["python"] or sys.executable
-    folder, made = submission.create(
+    folder, array = submission.create(
         home_of(plan),
         tasks=[[str(run.path) for run in task] for task in tasks],
         nodes=shape.nodes,
@@ -179,23 +179,23 @@ def _submit_array(
         code=str(code),
         srun_args=list(settings["srun_args"] or []),
     )
-    name = submission.name(settings["name"] or plan.name or tasks[0][0].name, made.token)
+    name = submission.name(settings["name"] or plan.name or tasks[0][0].name, array.token)
     with submission.undone(itertools.chain(*tasks), folder, Refused):
         for index, task in enumerate(tasks):
             for run in task:
-                submission.claim(run, folder, made, index)
-        job = _sbatch(folder, made, name, shape, settings, parallelism)
+                submission.claim(run, folder, array, index)
+        job = _sbatch(folder, array, name, shape, settings, parallelism)
     submission.note_job(folder, job)
 
 
 def _sbatch(
-    folder: Path, made: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
+    folder: Path, array: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
 ) -> str:
     """Returns the array's id. Raises Refused with sbatch's own words, UserError where they are no answer."""
-    executor = _executor(folder, made.python)
-    executor.update_parameters(**_parameters(folder, made, name, shape, settings, parallelism))
-    executor.parameters["map_count"] = len(made.tasks)
-    command = ["exec", made.python, "-P", "-u", "-m", "skipsweep.slurm.batch_step", str(folder)]
+    executor = _executor(folder, array.python)
+    executor.update_parameters(**_parameters(folder, array, name, shape, settings, parallelism))
+    executor.parameters["map_count"] = len(array.tasks)
+    command = ["exec", array.python, "-P", "-u", "-m", "skipsweep.slurm.batch_step", str(folder)]
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
@@ -217,7 +217,7 @@ def _executor(folder: Path, python: str) -> Any:
 
 
 def _parameters(
-    folder: Path, made: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
+    folder: Path, array: Submission, name: str, shape: Shape, settings: Mapping[str, Any], parallelism: int
 ) -> dict[str, Any]:
     """What submitit is told."""
     passed = (
@@ -247,7 +247,7 @@ def _parameters(
         "array_parallelism": parallelism,
         "use_srun": False,  # the batch step starts it, and outlives it
         "stderr_to_stdout": settings["stderr_to_stdout"],
-        "setup": ["set -e", _birth_line(folder), *(settings["setup"] or []), _path_line(made.code)],
+        "setup": ["set -e", _birth_line(folder), *(settings["setup"] or []), _path_line(array.code)],
         "additional_parameters": {
             "wckey": "",  # submitit's own default is one that many clusters refuse
             **(settings["additional_parameters"] or {}),
@@ -259,7 +259,7 @@ def _parameters(
 
 
 def _birth_line(folder: Path) -> str:
-    """Until the batch step takes it away, the job is one that has died before it could say so."""
+    """Creates the marker `submission.unborn`, which the batch step removes."""
     return f': > {shlex.quote(str(folder / "unborn-"))}"$SLURM_ARRAY_TASK_ID"'
 
 

@@ -21,7 +21,6 @@ class Looker:
     def __init__(self) -> None:
         self._queue: Queue | None = None
         self._next, self._every = 0.0, FIRST_LOOK_S
-        self.looks = 0
 
     def refresh(self) -> None:
         """Ask the queue, if it is time to. An answer that fails to come says nothing."""
@@ -30,7 +29,6 @@ class Looker:
         self._every = min(SELDOM_S, self._every * 1.3)
         try:
             self._queue = squeue.read()
-            self.looks += 1
         except Unreachable as problem:
             print(f"{problem}; asking again", file=sys.stderr, flush=True)
         self._next = time.monotonic() + self._every

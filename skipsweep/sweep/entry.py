@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -26,26 +27,39 @@ MULTIRUN_FLAGS = ("-m", "--multirun")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def run(main: Callable[[], None], asked: list[LaunchRequest | UserError]) -> None:
-    """Let Hydra read the command line and fill `asked` through `main`, then launch what was asked for, and exit.
+def main() -> None:
+    """Let Hydra read the command line, then launch what it asks for, and exit.
 
     Exit status: the launch's; 2 for bad input, said in one line on standard error; 130 when interrupted.
     """
     with reported():
-        with explained(), _errors_handed_over():
-            _prepare()
-            main()
-        if asked:
+        if request := _ask_hydra():
             # Only now, outside Hydra: it would log, wrap and re-raise whatever happens.
             from skipsweep.sweep.launch import launch
 
-            sys.exit(launch(_valid(asked[0])))
+            sys.exit(launch(request))
 
 
-def _valid(asked: LaunchRequest | UserError) -> LaunchRequest:
-    if isinstance(asked, UserError):
-        raise asked
-    return asked
+def _ask_hydra() -> LaunchRequest | None:
+    """What the command line asks for; None where Hydra has answered it itself (--help, --cfg). Raises UserError."""
+    answers: list[LaunchRequest | UserError] = []
+
+    @hydra_main(version_base="1.3", config_path=str(CONF), config_name=CONFIG_NAME)
+    def task(_: DictConfig) -> None:
+        """Called once, for a run and for a sweep alike (hydra_plugins/skipsweep_sweeper.py)."""
+        try:
+            with explained():
+                answers.append(request_from_hydra())
+        except UserError as problem:  # raised here, Hydra would print more about it than its one line
+            answers.append(problem)
+
+    with explained(), _errors_handed_over():
+        _prepare()
+        task()
+    answer = answers[0] if answers else None
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
 
 
 def _prepare() -> None:
@@ -105,15 +119,6 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 def _shipped(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group.isidentifier() else []
-
-
-def ask(asked: list[LaunchRequest | UserError]) -> None:
-    """Note what is asked for, or what is wrong with it: Hydra would print more about an error than its one line."""
-    try:
-        with explained():
-            asked.append(request_from_hydra())
-    except UserError as problem:
-        asked.append(problem)
 
 
 def request_from_hydra() -> LaunchRequest:

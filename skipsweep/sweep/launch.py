@@ -13,6 +13,7 @@ from skipsweep import provenance, secrecy
 from skipsweep.analyze import arms
 from skipsweep.config import world_size
 from skipsweep.errors import UserError
+from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import squeue, submit
 from skipsweep.status import Observation, result
@@ -22,7 +23,7 @@ from skipsweep.sweep.estimate import Estimate, estimate, sizes
 from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
-from skipsweep.sweep.local import PREEMPTED, Pool
+from skipsweep.sweep.local import Pool
 from skipsweep.sweep.plan import Plan, Wanted
 from skipsweep.sweep.precision import precision
 from skipsweep.sweep.request import LaunchRequest, Point
@@ -173,7 +174,7 @@ def _execute(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> bool:
         _let_go()
         return False
     if _under_torchrun():
-        return _lead(runs[0])
+        return _execute_under_torchrun(runs[0])
     timeout_s = 60 * float(request.launcher.get("timeout_min", 0.0))
     if plan.name is None:
         return _execute_single(runs[0], timeout_s)
@@ -262,12 +263,12 @@ def _check_torchrun(plan: Plan) -> None:
 def _let_go() -> None:
     """Nothing is to run: torchrun's other ranks, if there are any, wait for being told."""
     if _under_torchrun():
-        _lead(None)
+        _execute_under_torchrun(None)
 
 
-def _lead(run: RunDir | None) -> bool:
+def _execute_under_torchrun(run: RunDir | None) -> bool:
     """Execute a run together with torchrun's other ranks, or tell them that there is none; returns whether it was
     interrupted."""
-    from skipsweep import job  # imports torch, which plans do without
+    from skipsweep import torchrun  # imports torch, which plans do without
 
-    return job.lead(run) == PREEMPTED
+    return torchrun.execute_as_leader(run) == Exit.PREEMPTED

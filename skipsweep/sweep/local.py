@@ -14,6 +14,7 @@ from typing import Any
 
 from skipsweep import lease, provenance
 from skipsweep.config import world_size
+from skipsweep.exit_status import Exit, cause_of_death, last_line
 from skipsweep.rundir import RunDir
 from skipsweep.status import FINAL, observe
 
@@ -22,8 +23,6 @@ GRACE_S = 60.0
 """Seconds that a run told to stop has for its checkpoint."""
 PEER_GRACE_S = 10.0
 """Seconds that the processes of a run have to end by themselves, and to say why, when one of them has ended badly."""
-PREEMPTED, HELD = 75, 76
-"""Exit codes of a job, see skipsweep/job.py (which imports torch, so it is not asked)."""
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Execution:
         if self.failed_rank is None and any(codes):
             self.failed_rank = next(rank for rank, code in enumerate(codes) if code)
             # Some collectives wait for ever for a peer that will not come; one that was told to stop is not missed.
-            stopped = codes[self.failed_rank] == PREEMPTED
+            stopped = codes[self.failed_rank] == Exit.PREEMPTED
             self._kill_in(GRACE_S if stopped else PEER_GRACE_S)
         if None not in codes:
             return 0 if self.failed_rank is None else codes[self.failed_rank]
@@ -84,7 +83,7 @@ class Execution:
                 process.send_signal(number)
 
     def close(self) -> None:
-        """Remove what the attempt needed beside its folder."""
+        """Remove what the attempt needed outside of its folder."""
         self.rendezvous.cleanup()
 
 
@@ -126,29 +125,25 @@ def _environment(code: Path | None, threads: int) -> dict[str, str]:
 
 
 def conclude(execution: Execution, exit_code: int) -> None:
-    """Give a run whose processes have ended a status, if it could not do so itself (killed, or died at import)."""
+    """Write the status of a run whose processes have ended, if they could not do so (killed, or died at import)."""
     run = execution.run
     execution.close()
-    if execution.overdue and exit_code != HELD:
+    if execution.overdue and exit_code != Exit.HELD:
         _publish_timeout(execution)
         return
     seen = observe(run)
-    if exit_code in (PREEMPTED, HELD) or seen.is_live or lease.next_attempt(run) > execution.attempt + 1:
+    if exit_code in (Exit.PREEMPTED, Exit.HELD) or seen.is_live or lease.next_attempt(run) > execution.attempt + 1:
         return  # it said so itself, or is another's by now
     lost_peer = exit_code < 0 and execution.failed_rank and seen.cause == "exception"
     if seen.state in (*FINAL, "preempted") and _is_new(execution) and not lost_peer:
         return
     log = str(execution.log) if execution.log else None
     details = {"attempt": execution.attempt, "log": log, "ended": time.time()}
-    if execution.told and -exit_code in (signal.SIGTERM, signal.SIGKILL):  # while it was starting, or too slow
-        _publish(run, "preempted", cause="signal", message=signal.Signals(-exit_code).name, **details)
+    signal_name = signal.Signals(-exit_code).name if exit_code < 0 else None
+    if execution.told and signal_name in ("SIGTERM", "SIGKILL"):  # while it was starting, or too slow
+        _publish(run, "preempted", cause="signal", message=signal_name, **details)
         return
-    if exit_code == 0:
-        cause, message = "exception", "the process ended without a result"
-    elif exit_code < 0:
-        cause, message = "killed", _killed(-exit_code)
-    else:
-        cause, message = "exception", _last_line(execution.log) or f"exit code {exit_code}"
+    cause, message = cause_of_death(exit_code, signal_name, execution.log and last_line(execution.log))
     _publish(run, "failed", cause=cause, message=message, **details)
 
 
@@ -171,18 +166,6 @@ def _publish(run: RunDir, state: str, **details: Any) -> None:
         run.write_status(state, **details)
     except OSError as problem:
         print(f"{run.name}: {state}, but its status could not be written: {problem}", file=sys.stderr)
-
-
-def _killed(number: int) -> str:
-    name = signal.Signals(number).name
-    return f"{name} (kill -9, or the system had no memory left)" if number == signal.SIGKILL else name
-
-
-def _last_line(path: Path | None) -> str | None:
-    if path is None or not path.exists():
-        return None
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else None
 
 
 @dataclass
@@ -236,7 +219,7 @@ class Pool:
                 self._begin(run)
 
     def _wait_for(self, run: RunDir, holder: str | None) -> None:
-        """Another launcher is at it: wait, and take over only if it dies."""
+        """Another launcher executes it: wait, and take over only if that dies."""
         if run not in self._elsewhere:
             self._elsewhere.add(run)
             print(f"{run.name} is being executed by {holder}: waiting for it", flush=True)
@@ -262,7 +245,7 @@ class Pool:
                 continue
             self._active.remove(execution)
             conclude(execution, code)
-            if code == HELD:
+            if code == Exit.HELD:
                 self._waiting.append(execution.run)
 
     def _stop(self, _number: int, _frame: object) -> None:

@@ -68,8 +68,8 @@ def job_of(run: RunDir) -> str:
     """Id of the job that may execute a run."""
     claim = submission.claim_of(run)
     assert claim is not None
-    folder = Path(claim.folder)
-    return f"{until(lambda: submission.job_of(folder))}_{claim.index}"
+    noted = Path(claim.folder) / "job.json"
+    return f"{until(lambda: files.read_json(noted))['job']}_{claim.index}"
 
 
 def restarts(run: RunDir) -> list[str]:

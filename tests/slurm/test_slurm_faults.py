@@ -172,7 +172,7 @@ def test_a_launcher_that_dies_around_sbatch(when: str, _time: int, place: SlurmP
     command = (*DETACHED, *stand_in(tmp_path / "play", {}, "work(600)"), "seed=0,1,2", "sweep.name=s")
     died = deadly(tmp_path / "bin", place, when).launch(*command)
     assert died.status == -signal.SIGKILL
-    assert [submission.job_of(folder) for folder in place.submissions("s")] == [None]
+    assert [(folder / "job.json").exists() for folder in place.submissions("s")] == [False]
     again = place.launch(*command)
     assert again.status == 0, again.err
     assert f"submitted {3 if when == 'before' else 0} run" in again.out

@@ -102,24 +102,24 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
 @pytest.mark.parametrize("case", SAID)
 def test_causes(case: str) -> None:
     said, code, cause, message = SAID[case]
-    death = batch_step._first(batch_step.deaths_told(said))
-    state, details = batch_step.verdict(death, code, said, False, None)
-    assert (state, details["cause"]) == ("failed", cause)
-    assert message in details["message"]
+    death = batch_step._first(batch_step.parse_deaths(said))
+    state, told_cause, told_message = batch_step.verdict(death, code, said, False, None)
+    assert (state, told_cause) == ("failed", cause)
+    assert message in told_message
     assert batch_step.verdict(death, code, said, True, None)[0] == "preempted", "its job was ended, not it"
 
 
 def test_a_warning_before_anybody_listens_is_no_failure() -> None:
-    deaths = batch_step.deaths_told(["srun: error: n1: tasks 0-1: User defined signal 2"])
+    deaths = batch_step.parse_deaths(["srun: error: n1: tasks 0-1: User defined signal 2"])
     assert deaths == {0: Death(signal="SIGUSR2"), 1: Death(signal="SIGUSR2")}
     assert batch_step.verdict(deaths[0], 140, [], False, None)[0] == "preempted"
 
 
 def test_the_first_end_is_the_cause_of_the_others() -> None:
     said = ["srun: error: n1: task 3: Exited with exit code 1", "srun: error: n1: tasks 0-2,4-7: Killed"]
-    assert batch_step._first(batch_step.deaths_told(said)) == Death(code=1)
+    assert batch_step._first(batch_step.parse_deaths(said)) == Death(code=1)
     said = ["srun: error: n1: task 1: Exited with exit code 75", "srun: error: n1: task 0: Killed"]
-    assert batch_step._first(batch_step.deaths_told(said)) == Death(signal="SIGKILL")
+    assert batch_step._first(batch_step.parse_deaths(said)) == Death(signal="SIGKILL")
 
 
 @pytest.fixture
@@ -200,9 +200,9 @@ IN_FLIGHT: dict[str, tuple[str | None, str | None, bool, bool]] = {
     "runs": ("RUNNING", "7", True, True),
     "has been cancelled, and saves": ("COMPLETING", "7", True, False),
     "has been cancelled": ("COMPLETING", "7", False, False),
-    "has ended, and a launcher elsewhere is at it": ("COMPLETING", None, True, True),
+    "has ended, and a launcher elsewhere executes it": ("COMPLETING", None, True, True),
     "is gone": (None, "7", False, False),
-    "has no job, and a launcher is at it": (None, None, True, True),
+    "has no job, and a launcher executes it": (None, None, True, True),
 }
 """State of its job; job in the newest lease; whether that is held."""
 
@@ -234,8 +234,8 @@ VIEWS: dict[str, tuple[str, tuple[str, str] | None, str, str]] = {
     "waits to go on": ("preempted", ("PENDING", "BeginTime"), "preempted", "job 7_0 waits: BeginTime"),
     "has lost its node": ("running", ("PENDING", "BeginTime"), "preempted", "job 7_0 waits: BeginTime"),
     "has gone silent": ("running", ("RUNNING", "None"), "running", "has shown no heartbeat for"),
-    "is gone": ("running", None, "interrupted", "left the queue without a word"),
-    "was never seen": ("submitted", None, "interrupted", "left the queue without a word"),
+    "is gone": ("running", None, "interrupted", "left the queue without reporting a result"),
+    "was never seen": ("submitted", None, "interrupted", "left the queue without reporting a result"),
     "was preempted for good": ("preempted", None, "preempted", "SIGUSR2"),
 }
 
@@ -257,7 +257,7 @@ def test_no_job_is_blamed_for_what_a_launcher_executed(run: RunDir, monkeypatch:
     held.release()
     found = squeue.refined(Observation(run.name, "interrupted"), run, Queue({}))
     assert found.state == "interrupted"
-    assert found.message == f"{lease.describe(held.content)} has ended without a word"
+    assert found.message == f"{lease.describe(held.content)} ended without reporting a result"
 
 
 def test_what_has_ended_needs_no_queue(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
