@@ -138,12 +138,24 @@ def test_the_output_is_decoded_as_the_model_decodes_it() -> None:
     assert [row[0].p for row in output.top] == pytest.approx(p.tolist())
 
 
-def test_concat_heads_decode_a_stream_by_the_last_layers_columns() -> None:
-    cfg = recipe("concat", (0, 1), dtype="float64", softcap=0.0)
+@torch.no_grad()
+@pytest.mark.parametrize("block", ["speedrun", "llama"])
+def test_the_last_layers_stream_is_decoded_as_the_output(block: str) -> None:
+    """Norms divide by the root of the mean square plus `norm_eps`, here as large as the stream itself."""
+    cfg = recipe(dtype="float64", plain=True, block=block, norm_eps=2.0)
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
-    stream = trace(model, ids, WINDOW).streams[1]
-    wanted = norm(stream)[0] @ model.head.weight[:, : cfg.model.dim].T
-    torch.testing.assert_close(readings.decode(model, stream, normed=True), wanted)
+    decoded = readings.decode(model, trace(model, ids, WINDOW).streams[-1], normed=True)
+    torch.testing.assert_close(decoded, model.logits(ids, WINDOW)[0])
+
+
+@torch.no_grad()
+def test_concat_heads_decode_a_stream_by_the_last_layers_columns() -> None:
+    """As the model does where the other columns are 0."""
+    cfg = recipe("concat", (0, 1), dtype="float64", norm_eps=2.0)
+    model, (ids, _) = shaken(cfg), tokens(cfg, 1)
+    decoded = readings.decode(model, trace(model, ids, WINDOW).streams[-1], normed=True)
+    model.head.weight[:, cfg.model.dim :] = 0
+    torch.testing.assert_close(decoded, model.logits(ids, WINDOW)[0])
 
 
 def test_value_embeddings_are_decoded_as_they_are_and_token_embeddings_normed() -> None:

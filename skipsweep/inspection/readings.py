@@ -32,8 +32,8 @@ def top(logits: Tensor, k: int) -> list[list[tuple[int, float]]]:
 @torch.no_grad()
 def decode(model: GPT, stream: Tensor, normed: bool) -> Tensor:
     """Logits (T, V) of a vector (1, T, D) where the last layer's output belongs in the head's inputs, the others 0."""
-    seen = norm(stream) if normed else stream
-    return model.head(F.pad(seen, (0, model.readout.width - seen.shape[-1])))[0]
+    features = norm(stream, model.readout.eps) if normed else stream
+    return model.head(F.pad(features, (0, model.readout.width - features.shape[-1])))[0]
 
 
 @torch.no_grad()

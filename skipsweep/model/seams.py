@@ -113,6 +113,8 @@ class Readout(nn.Module):
     """Layers whose outputs it reads; the trunk keeps no others alive."""
     width: int
     """Channels of the result: the head's inputs."""
+    eps: float
+    """Of its norms; 0: torch's default."""
     owns_last_mlp: bool = False
     """The trunk builds its last block without an MLP; the readout has one in its place."""
 
