@@ -8,7 +8,6 @@ from torch import Tensor
 
 from skipsweep.config import Recipe
 from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.readout import EXACT, Neutral
 from skipsweep.model.seams import Context, Inject, Outputs
 from skipsweep.model.shape import (
     block_lambdas,
@@ -139,15 +138,3 @@ def build_inject(recipe: Recipe, dtype: torch.dtype) -> Steps:
     if recipe.embeddings.mix:
         steps["mix"] = Mix(recipe, dtype)
     return Steps(**steps)
-
-
-NEUTRAL: dict[str, Neutral | None] = {
-    "unet": Neutral({"lambda_init.unet": 0.0}, 0.0, EXACT),
-    "unet, sigmoid": None,  # a logistic function is above 0 everywhere
-    "rolling": Neutral({"lambda_init.rolling_x": 1.0, "lambda_init.rolling": 0.0}, 0.0, EXACT),
-    "parallel_tail": None,  # of two layers side by side none sees the other
-    "mix": Neutral(
-        {"lambda_init.block_x": 1.0, "lambda_init.block_x00": 0.0, "lambda_init.block_extra": 0.0}, 0.0, EXACT
-    ),
-}
-"""Mechanism -> its neutral setting; None: there is none."""
