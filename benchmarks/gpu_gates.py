@@ -116,8 +116,7 @@ def _skipping_against_masks(report: "Report", device: str) -> None:
         model, (ids, _) = _gated(where, run), text(run, where)
         model.gate.register_forward_hook(lambda _m, _a, g: opened.append(float((g > 0).double().mean())))
         for skip in (False, True):
-            model.skip = skip
-            found[where, skip] = model.logits(ids, 3).cpu()
+            found[where, skip] = model.logits(ids, 3, skip).cpu()
     report.holds("some tokens are closed, others open", 0 < min(opened) < 1, f"{min(opened):.2f} are open at least")
     off = float((found[device, True] - found[device, False]).abs().max())
     report.check("skipping against masks: logits", off, 1e-4, "largest difference")
@@ -127,10 +126,11 @@ def _skipping_against_masks(report: "Report", device: str) -> None:
 def _pieces_against_whole(report: "Report", device: str) -> None:
     run = gated_run(device, seq_len=1024 if device == "cuda" else 256)
     model, (ids, _) = _gated(device, run), text(run, device)
-    model.skip = True
     decoder = Decoder(model, ids.shape[1], 3)
     pieces = [decoder.features(piece) for piece in ids.split([ids.shape[1] - 20, *[1] * 20], 1)]
-    report.check("kept keys against the whole text", error(torch.cat(pieces, 1), model.features(ids, 3)), 1e-4)
+    report.check(
+        "kept keys against the whole text", error(torch.cat(pieces, 1), model.features(ids, 3, skip=True)), 1e-4
+    )
 
 
 def cost(report: "Report", device: str) -> None:

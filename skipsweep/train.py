@@ -111,7 +111,6 @@ class Trainer:
     def __init__(self, config: RunConfig, batches: Batches, world: World):
         self.config, self.batches, self.world = config, batches, world
         self.model = build(config, world.device)
-        self.model.skip = config.compute.skip
         self._parameters = dict(self.model.named_parameters())
         compiled, roles = config.compute.compile, parameter_roles(self.model)
         self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)
@@ -172,12 +171,12 @@ class Trainer:
         total = torch.zeros((), device=self.world.device, dtype=torch.float64 if self._is_double else torch.float32)
         pairs = list(zip(ids_BT.split(size), targets_BT.split(size), strict=True))
         self.control.begin()
-        self.model.gate.watch = self.control.watch
-        for number, (ids, targets) in enumerate(pairs, start=1):
-            weight = len(ids) / (len(ids_BT) * self.world.size)
-            loss = self.model(ids, targets, window=window) * weight
-            self.optimiser.backward(self.control.on_top(loss, weight), last=number == len(pairs))
-            total += loss.detach()
+        with self.model.gate.observed_by(self.control.observer):
+            for number, (ids, targets) in enumerate(pairs, start=1):
+                weight = len(ids) / (len(ids_BT) * self.world.size)
+                loss = self.model(ids, targets, window=window) * weight
+                self.optimiser.backward(self.control.on_top(loss, weight), last=number == len(pairs))
+                total += loss.detach()
         return self.world.sum(total), self.optimiser.grad_norm(), self.control.end()
 
     def _window(self, step: int) -> int:
@@ -212,10 +211,10 @@ class Trainer:
         size, window = self._micro_batch(data.val_seq_len or data.seq_len), self._window(self.step)
         census = Census(self.model.gate.pairs, self.world.device)
         self.model.eval()
-        self.model.gate.watch = census.add
-        for first in range(0, self.batches.val_sequences, size):
-            ids, targets = self._to_device(self.batches.val(first, first + size))
-            total += self.model(ids, targets, reduction="sum", window=window).double()
+        with self.model.gate.observed_by(census.add):
+            for first in range(0, self.batches.val_sequences, size):
+                ids, targets = self._to_device(self.batches.val(first, first + size))
+                total += self.model(ids, targets, "sum", window, self.config.compute.skip).double()
         self.model.train()
         mean = self.world.sum(total).item() / self.config.data.val_tokens
         if not math.isfinite(mean):

@@ -128,11 +128,11 @@ def tensor(gates: Gates) -> torch.Tensor:
 
 def step(at_work: Driver, micro_batches: list[Gates], halted: float = 0.0) -> list[float]:
     """Losses on the gates, without their weights in the batch."""
-    assert at_work.watch is not None
+    assert at_work.observer is not None
     found, weight = [], 1 / len(micro_batches)
     at_work.begin()
     for gates in micro_batches:
-        at_work.watch(tensor(gates))
+        at_work.observer(tensor(gates))
         found.append(at_work.on_top(torch.zeros((), dtype=torch.float64), weight).item() / weight)
     total = at_work.end()
     assert total is not None
@@ -190,9 +190,9 @@ def test_the_loss_moves_gates_towards_their_targets() -> None:
     for level, sign in ((0.9, 1.0), (0.3, -1.0)):
         at_work = driver(c.Proportional(gamma=1.0, delta=0.01))
         gates = torch.full((3, 1, TOKENS), level, dtype=torch.float64, requires_grad=True)
-        assert at_work.watch is not None
+        assert at_work.observer is not None
         step(at_work, [[[level] * TOKENS] * 3])
-        at_work.watch(gates)
+        at_work.observer(gates)
         on_top = at_work.on_top(torch.zeros((), dtype=torch.float64), 1.0)
         on_top.backward()
         assert gates.grad is not None

@@ -19,7 +19,6 @@ from skipsweep.generation import command, generate
 from skipsweep.generation.sampling import Sampler, Sampling
 from skipsweep.model import decode
 from skipsweep.model.decode import Decoder, Kept
-from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.gpt import GPT
 from skipsweep.rundir import RunDir
 from skipsweep.trained import Trained
@@ -50,13 +49,12 @@ CASES: dict[str, tuple[Any, ...]] = {
 
 
 def model_of(case: str) -> tuple[GPT, RunConfig, Tensor]:
-    """A float64 model for evaluation, that skips where it can, and a text (1, 24)."""
+    """A float64 model for evaluation, and a text (1, 24)."""
     head, sources, changes, gates = CASES[case]
     cfg = recipe(head, sources, **{"seq_len": 24, "dtype": "float64"} | changes)
     if gates is not None:
         cfg = replace(cfg, gate_targets=gates)
     model, (ids, _) = (randomised if gates else shaken)(cfg), tokens(cfg, 1)
-    model.skip = model.gate.skips
     if cfg.data.tokenizer != "none":
         ids[0, 5] = ids[0, 6] = ids[0, 20] = EOT
     return model.eval(), RunConfig(**vars(cfg), logger=None), ids  # type: ignore[arg-type]
@@ -73,7 +71,7 @@ def test_piece_by_piece_is_the_whole_text(case: str) -> None:
     for window in (0, 3):
         decoder = Decoder(model, 24, window)
         pieces = [decoder.features(piece) for piece in ids.split([7, *[1] * 12, 5], 1)]
-        torch.testing.assert_close(torch.cat(pieces, 1), model.features(ids, window), rtol=0, atol=EXACT)
+        torch.testing.assert_close(torch.cat(pieces, 1), model.features(ids, window, skip=True), rtol=0, atol=EXACT)
 
 
 @torch.no_grad()
@@ -291,13 +289,13 @@ def test_runs_without_weights_or_text_are_refused(
         assert why in said.err
 
 
-def test_gates_of_a_run_are_used() -> None:
-    """Which needs no compute.skip: nothing else would be generated without it."""
+def test_closed_blocks_are_counted_layer_by_layer() -> None:
+    """Opposite layers have one gate; five tokens of the prompt, and two that were read after it."""
     model, run, ids = model_of("gates")
-    assert isinstance(model.gate, SkipMiddle)
-    model.skip = False
-    closed = generate.Closed()
+    closed = generate.ClosedCounter()
     list(generate.generate(Trained(run, 1, model), ids[:, :5], 3, Sampling(), closed=closed))
-    assert model.skip
-    assert closed.passed == dict.fromkeys(range(6), 7)
-    assert closed.shares()[2] == closed.shares()[3] > closed.shares()[0]
+    assert closed.tokens == 7
+    shares = closed.shares()
+    assert len(shares) == 6
+    assert shares[2] == shares[3] > shares[0] == shares[5]
+    assert model.gate.observer is None

@@ -214,9 +214,8 @@ def test_what_gates_leave_is_what_a_skipping_pass_computes(trunk):
     ids, _ = tokens(cfg, batch=3)
     model, census = build(cfg).eval().requires_grad_(False), Census(2, torch.device("cpu"))
     model.gate.weight.mul_(20)
-    model.skip, model.gate.watch = True, census.add
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.logits(ids)
+    with model.gate.observed_by(census.add), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.logits(ids, skip=True)
     counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
     openness = census.openness.tokens.tolist(), census.openness.products.tolist()
     assert 0.1 < min(openness[0]) < max(openness[0]) < 0.95

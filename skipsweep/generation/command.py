@@ -12,7 +12,7 @@ from skipsweep import trained
 from skipsweep.data.text import TextStream, text_of
 from skipsweep.data.tokenizer import end_of_text
 from skipsweep.errors import UserError
-from skipsweep.generation.generate import Closed, generate, room
+from skipsweep.generation.generate import ClosedCounter, generate, room
 from skipsweep.generation.sampling import Sampling
 from skipsweep.rundir import RunDir
 
@@ -67,7 +67,7 @@ def run(
     given = trained.load(asked)
     given.model.to(device)
     content, last = trained.bytes_of(config), end_of_text(config.data.tokenizer) if stop else None
-    closed, made, stream, parts = Closed(), list[Made](), TextStream(), list[str]()
+    closed, made, stream, parts = ClosedCounter(), list[Made](), TextStream(), list[str]()
 
     def told(part: str) -> None:
         parts.append(part)
@@ -81,7 +81,7 @@ def run(
     told(stream.end())
     seconds = time.perf_counter() - started
     ended = "end of text" if made[-1].id == last else "tokens"
-    skipped = given.model.skip and bool(closed.passed)
+    skipped = given.model.gate.skips
     return Generated(
         asked.name, given.step, text, "".join(parts), made, ended, closed.shares(), skipped, round(seconds, 3)
     )

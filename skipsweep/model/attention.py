@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipsweep.model.seams import Layer
 
@@ -57,6 +57,18 @@ def attend_layer(q: Tensor, k: Tensor, v: Tensor, layer: Layer, scale: float) ->
     of_keys = torch.ones_like(one) if keys is None else keys[:, None].to(k.dtype)
     q, k = _widened(q, of_queries), _widened(k, of_keys)
     return attend(q, k, F.pad(v, (0, 1)), layer.mask, scale)[..., :-1]
+
+
+class ValueSum(nn.Module):
+    """A layer's own values and its value embedding, each with its weight."""
+
+    def forward(self, v: Tensor, layer: Layer) -> Tensor:
+        """(B, T, H, K) of own values of that shape."""
+        if layer.value_lambda is not None:
+            v = v * layer.value_lambda
+        if layer.value_embedding is not None and layer.value_embedding_lambda is not None:
+            v = v + layer.value_embedding.view_as(v) * layer.value_embedding_lambda
+        return v
 
 
 def _widened(x: Tensor, channel: Tensor) -> Tensor:

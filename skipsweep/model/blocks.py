@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend_layer
+from skipsweep.model.attention import ValueSum, attend_layer
 from skipsweep.model.norm import norm
 from skipsweep.model.seams import Layer
 from skipsweep.model.shape import gate_channels
@@ -46,6 +46,7 @@ class Attention(nn.Module):
     def __init__(self, model: Model, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.value_norm, self.eps = model.heads, model.value_norm, model.norm_eps
+        self.value_sum = ValueSum()
         self.scale = model.attention_scale or (model.dim // model.heads) ** -0.5
         self.qkv = nn.Parameter(torch.empty(3, model.dim, model.dim, dtype=dtype))
         self.out = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
@@ -61,7 +62,7 @@ class Attention(nn.Module):
             qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
             qk = norm(qk, self.eps)
         q, k = rotate(qk, layer.rotary).transpose(1, 2).chunk(2, dim=1)
-        y = attend_layer(q, k, layer.weigh_values(v).transpose(1, 2), layer, self.scale).transpose(1, 2)
+        y = attend_layer(q, k, self.value_sum(v, layer).transpose(1, 2), layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
         return F.linear(y.flatten(2), self.out)

@@ -78,7 +78,10 @@ class Continued(Sight):
 
 
 class Decoder:
-    """A model on one text, which it is given piece by piece. What it says is what it would say of the whole text."""
+    """A model on one text, which it is given piece by piece. What it says is what it would say of the whole text.
+
+    Blocks compute what their gates leave open, and nothing else, where the gates allow it (`Gate.skips`).
+    """
 
     def __init__(self, model: GPT, room: int, window: int = 0) -> None:
         """`room`: most tokens that the text will have; `window` in blocks, as in `GPT.features`."""
@@ -106,4 +109,4 @@ class Decoder:
         positions = torch.arange(start, self.ids.shape[1], device=ids.device)
         ctx.sights = [Continued(*both, positions) for both in zip(self.kept, ctx.sights, strict=True)]
         ctx.layers = [layer._replace(mask=sight) for layer, sight in zip(ctx.layers, ctx.sights, strict=True)]
-        return self.model.through(ctx)
+        return self.model.through(ctx, skip=True)

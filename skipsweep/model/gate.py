@@ -45,8 +45,8 @@ class SkipMiddle(Gate):
         if i < self.pairs:
             mask = F.relu(F.linear(x.to(self.weight.dtype), self.weight[i, None], self.bias[i, None]))
             gate_state.append(gate_state[-1] + mask if gate_state else mask)
-        if self.watch and i == self.pairs - 1:
-            self.watch(_open(torch.stack(gate_state)[..., 0]))
+        if self.observer and i == self.pairs - 1:
+            self.observer(_open(torch.stack(gate_state)[..., 0]))
         return _open(gate_state[min(i, 2 * self.pairs - 1 - i)])
 
     def seen(self, layer: Layer, g: Tensor | None) -> Layer:

@@ -47,37 +47,38 @@ class GPT(nn.Module):
         self.readout = readout
         self.head = head
         self.kept = inject.needs | readout.needs
-        self.skip = False
-        """At evaluation, blocks compute only what their gates leave open, where the gates allow it (`Gate.skips`)."""
         _check_labels(self)
 
-    def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean", window: int = 0) -> Tensor:
+    def forward(
+        self, ids: Tensor, targets: Tensor, reduction: str = "mean", window: int = 0, skip: bool = False
+    ) -> Tensor:
         """Cross-entropy in nats of `targets` (B, T) after `ids` (B, T), in float32 (float64 for a float64 model).
 
         `reduction`: `mean` or `sum` over all tokens, or `none` for one loss per token (B, T). `window`: blocks that
-        queries see in the layers with the long window (`schedule.window_blocks`), 0: all.
+        queries see in the layers with the long window (`schedule.window_blocks`), 0: all. `skip`: at evaluation blocks
+        compute only what their gates leave open, where the gates allow it (`Gate.skips`).
         """
-        return self.head.loss(self.features(ids, window), targets, reduction)
+        return self.head.loss(self.features(ids, window, skip), targets, reduction)
 
-    def logits(self, ids: Tensor, window: int = 0) -> Tensor:
+    def logits(self, ids: Tensor, window: int = 0, skip: bool = False) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T), whole: for inspection and small vocabularies.
 
         V is the head's: where it is rounded up, the ids beyond the vocabulary stand for nothing.
         """
-        return self.head(self.features(ids, window))
+        return self.head(self.features(ids, window, skip))
 
-    def features(self, ids: Tensor, window: int = 0) -> Tensor:
+    def features(self, ids: Tensor, window: int = 0, skip: bool = False) -> Tensor:
         """What the head sees (B, T, readout.width)."""
-        return self.through(self.context(ids, window))
+        return self.through(self.context(ids, window), skip)
 
-    def through(self, ctx: Context) -> Tensor:
+    def through(self, ctx: Context, skip: bool = False) -> Tensor:
         """What the head sees (B, T, readout.width) of tokens whose context there is."""
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
-        skips = self.skip and self.gate.skips and not self.training
+        skip = skip and self.gate.skips and not self.training
         for i, block in enumerate(self.blocks):
             g = self.gate(i, x, gate_state)
             x, layer = self.inject(i, x, ctx, outputs), self.gate.seen(ctx.layers[i], g)
-            x = block(x, g, layer) if g is None or not skips else open_only(block, x, g, layer, ctx.sights[i])
+            x = block(x, g, layer) if g is None or not skip else open_only(block, x, g, layer, ctx.sights[i])
             if i in self.kept:
                 outputs[i] = x
         return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)
@@ -97,8 +98,8 @@ class GPT(nn.Module):
             part.compile(dynamic=False)
         self.head.compile_kernel()
         for module in self.modules():
-            if isinstance(sum_ := getattr(module, "sum", None), WeightedSum):
-                sum_.compile()
+            if isinstance(module, WeightedSum):
+                module.compile_kernel()
 
 
 def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend_layer
+from skipsweep.model.attention import ValueSum, attend_layer
 from skipsweep.model.blocks import gated
 from skipsweep.model.norm import RMSNorm
 from skipsweep.model.seams import Layer
@@ -53,6 +53,7 @@ class Attention(nn.Module):
         super().__init__()
         width = model.dim // model.heads
         self.heads, self.kv_heads = model.heads, kv_heads(model)
+        self.value_sum = ValueSum()
         self.scale = model.attention_scale or width**-0.5
         self.q = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
         self.kv = nn.Parameter(torch.empty(2, self.kv_heads * width, model.dim, dtype=dtype))
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         q = F.linear(x, self.q).unflatten(-1, (self.heads, -1))
         k, v = F.linear(x, self.kv.flatten(0, 1)).unflatten(-1, (2, self.kv_heads, -1)).unbind(2)
         q, k = rotate_pairs(q, layer.rotary), rotate_pairs(k, layer.rotary)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, layer.weigh_values(v)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, self.value_sum(v, layer)))
         y = attend_layer(q, k, v, layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]

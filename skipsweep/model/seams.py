@@ -3,7 +3,8 @@
 Legend: B batch, T time, D dim, K channels of a head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,14 +33,6 @@ class Layer(NamedTuple):
     """(B, T, 1), added to the products of all queries with this key, before the softmax; None: nothing is."""
     query_bias: Tensor | None = None
     """(B, T, 1), added to the products of this query with all keys, where softmax does not see it."""
-
-    def weigh_values(self, v: Tensor) -> Tensor:
-        """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""
-        if self.value_lambda is not None:
-            v = v * self.value_lambda
-        if self.value_embedding is not None and self.value_embedding_lambda is not None:
-            v = v + self.value_embedding.view_as(v) * self.value_embedding_lambda
-        return v
 
 
 @dataclass
@@ -82,6 +75,10 @@ class Inject(nn.Module):
         return x
 
 
+GateObserver = Callable[[Tensor], None]
+"""Is shown the gates of a pass, (pairs, B, T), as soon as they are known."""
+
+
 class Gate(nn.Module):
     """How much of a block's change reaches the stream."""
 
@@ -90,8 +87,8 @@ class Gate(nn.Module):
     nor do others see its keys."""
     pairs: int = 0
     """Pairs of layers that have a gate each."""
-    watch: Callable[[Tensor], None] | None = None
-    """Who is shown the gates of a pass, (pairs, B, T), as soon as they are known; None: nobody."""
+    observer: GateObserver | None = None
+    """See `observed_by`."""
 
     def forward(self, i: int, x: Tensor, gate_state: list[Tensor]) -> Tensor | None:
         """Factor (B, T, 1) on what block `i` adds; None: all of it, everywhere.
@@ -100,6 +97,15 @@ class Gate(nn.Module):
         gate appends to it, it finds there at later blocks.
         """
         raise NotImplementedError
+
+    @contextmanager
+    def observed_by(self, observer: GateObserver | None) -> Iterator[None]:
+        """Show the gates of every pass to `observer`, if there is one."""
+        before, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = before
 
     def seen(self, layer: Layer, g: Tensor | None) -> Layer:
         """What the block may look at where its gates are `g`."""

@@ -20,7 +20,7 @@ PREFIX = "control/"
 class NoDriver:
     """What stands beside the optimiser where there is no control."""
 
-    watch: Callable[[Tensor], None] | None = None
+    observer: Callable[[Tensor], None] | None = None
     """Has to see the gates (P, B, T) of a micro-batch before its loss; None: need not."""
 
     def begin(self) -> None:
@@ -55,7 +55,7 @@ class Driver(NoDriver):
     def __init__(self, controller: Controller, world: World):
         self._controller, self._world = controller, world
         self._pairs = len(controller.alpha)
-        self.watch = self._see
+        self.observer = self._observe
         self.begin()
 
     def begin(self) -> None:
@@ -63,7 +63,7 @@ class Driver(NoDriver):
         self._total = self._zero()
         self._moments = Moments(self._pairs, self._world.device)
 
-    def _see(self, gates: Tensor) -> None:
+    def _observe(self, gates: Tensor) -> None:
         self._loss = self._controller.loss(gates)
         self._moments.add(gates)
 
