@@ -14,10 +14,10 @@ from gpu_checks import LIMITS, error, little_run, shaken, text
 from torch import Tensor
 
 from skipsweep.config import Free, RunConfig
-from skipsweep.model.attention import FLEX_BLOCK, Visible, attend_layer, block_mask
+from skipsweep.model.attention import FLEX_BLOCK, ChunkedMask, attend_layer, block_mask
 from skipsweep.model.decode import Decoder
 from skipsweep.model.gpt import GPT, build
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 
 if TYPE_CHECKING:
     from gpu import Report
@@ -70,7 +70,7 @@ def _errors(
     docs = docs.cumsum(-1, dtype=torch.int32)
     # Of a query that is closed itself, which may see closed keys only, a factor of 0 takes out what attention says.
     out = (out * (g > 0)[:, None]).detach()
-    sees = Visible(length, docs, window, FLEX_BLOCK)
+    sees = ChunkedMask(length, docs, window, FLEX_BLOCK)
     wanted = _gradients(_equation_3(q, k, v, g, sees, training), (q, k, v, g), out)
     near = [x.detach().to(device, dtype).requires_grad_() for x in (q, k, v)]
     near.append(g.detach().float().to(device).requires_grad_())
@@ -80,7 +80,7 @@ def _errors(
     return [output, error(torch.stack(found[1:4]), torch.stack(wanted[1:4])), error(found[4], wanted[4])]
 
 
-def _equation_3(q: Tensor, k: Tensor, v: Tensor, g: Tensor, sees: Visible, training: bool) -> Tensor:
+def _equation_3(q: Tensor, k: Tensor, v: Tensor, g: Tensor, sees: ChunkedMask, training: bool) -> Tensor:
     """Softmax weights times the key's gate, which is the floor at least while training, written plainly."""
     t = torch.arange(q.shape[2])
     weights = (q @ k.mT * SCALE).exp() * sees.sees(t, t) * g.mT[:, None].clamp(min=KEYS.floor if training else 0.0)
@@ -90,9 +90,11 @@ def _equation_3(q: Tensor, k: Tensor, v: Tensor, g: Tensor, sees: Visible, train
 def _ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor, docs: Tensor, window: int, training: bool) -> Tensor:
     device = q.device.type
     seam = build(gated_run(device), "meta").gate.train(training)
-    mask = block_mask(docs, window, FLEX_BLOCK) if device == "cuda" else Visible(q.shape[2], docs, window, FLEX_BLOCK)
+    mask = (
+        block_mask(docs, window, FLEX_BLOCK) if device == "cuda" else ChunkedMask(q.shape[2], docs, window, FLEX_BLOCK)
+    )
     none = torch.zeros(0, device=q.device)
-    layer = seam.seen(Layer((none, none), mask, None, None, None), g)
+    layer = seam.bias_attention(LayerContext((none, none), mask, None, None, None), g)
     return attend_layer(q, k, v, layer, SCALE)
 
 

@@ -78,7 +78,7 @@ def ideal(run: RunConfig, share: float, length: int = LENGTH) -> float:
     run = replace(run, data=replace(run.data, seq_len=length))
     layers, open_, keys = run.model.layers, 1 - share, (length + 1) / 2
     pairs = open_ * (1 + open_ * (keys - 1)) / keys  # an open token sees itself, and the open ones of the others
-    left = count.inference_flops_per_token(run, count.Open([open_] * layers, [pairs] * layers))
+    left = count.inference_flops_per_token(run, count.OpenFractions([open_] * layers, [pairs] * layers))
     all_ = count.inference_flops_per_token(run)
     return sum(left[group] for group in BLOCKS) / sum(all_[group] for group in BLOCKS)
 
@@ -98,7 +98,7 @@ class Arm:
             gate: Any = self.model.gate
             gate.told = self.gates
         with torch.no_grad():
-            self.model.through(self.ctx, self.skip)
+            self.model.features_of(self.ctx, self.skip)
 
 
 def arms(model: str, device: str, changes: dict[str, Any], sequences: int, length: int) -> dict[str, Arm]:

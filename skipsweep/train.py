@@ -18,18 +18,18 @@ from torch import Tensor
 from skipsweep.config import RunConfig
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
-from skipsweep.model.gating import mean_targets
+from skipsweep.model.gate_targets import mean_targets
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
 from skipsweep.optim.control import PREFIX, build_driver
-from skipsweep.optim.moments import Census
+from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.optim.optimiser import Optimiser
 from skipsweep.optim.schedule import lr_factor, window_blocks
 
 # B sequences of a micro-batch, T tokens of a sequence
 
 VALIDATIONS = 10
-"""Of a run whose `record.val_every` is 0, beside the one at step 0."""
+"""Validations per run when `record.val_every` is 0, not counting the one at step 0."""
 GPU_MICRO_BATCH = 65_536
 """Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
@@ -115,7 +115,7 @@ class Trainer:
         compiled, roles = config.compute.compile, parameter_roles(self.model)
         self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)
         self.control = build_driver(config.control, mean_targets(config), self.model.gate.pairs, world)
-        self.census: Census | None = None
+        self.gate_statistics: GateStatistics | None = None
         """What the gates were like in the last validation; None without gates, and before."""
         if compiled:
             self.model.compile_parts(config.compute.tune_kernels)
@@ -209,9 +209,9 @@ class Trainer:
         """
         data, total = self.config.data, torch.zeros((), dtype=torch.float64, device=self.world.device)
         size, window = self._micro_batch(data.val_seq_len or data.seq_len), self._window(self.step)
-        census = Census(self.model.gate.pairs, self.world.device)
+        statistics = GateStatistics(self.model.gate.pairs, self.world.device)
         self.model.eval()
-        with self.model.gate.observed_by(census.add):
+        with self.model.gate.observed_by(statistics.add):
             for first in range(0, self.batches.val_sequences, size):
                 ids, targets = self._to_device(self.batches.val(first, first + size))
                 total += self.model(ids, targets, "sum", window, self.config.compute.skip).double()
@@ -220,13 +220,13 @@ class Trainer:
         if not math.isfinite(mean):
             raise NonFinite(self.step, "validation loss")
         if self.model.gate.pairs:
-            census.reduce(self.world)
-            self.census = census
+            statistics.reduce(self.world)
+            self.gate_statistics = statistics
         return mean
 
     def _warm_up(self) -> None:
-        """All that a step does, once and to no effect: compilation, first allocations and first messages between
-        processes are not timed, and change neither parameters nor state of any kind."""
+        """Run one step whose update is masked, so that compilation, first allocations and first messages are not timed;
+        parameters and all state are unchanged."""
         rng = _random_states()
         step = min(self.step, self.config.schedule.steps - 1)
         self._backward(step)
@@ -254,19 +254,20 @@ class Trainer:
         """What gates were like in the last validation, and the control's coefficients and targets now:
         `gate/LAYER` (mean), `gate/variance/LAYER`, `gate/zeros/LAYER`, `gate/alpha/LAYER`, .. by layer of the first
         half; layer L - 1 - l is like l. Empty without gates."""
-        found = (self.census.values() if self.census else {}) | self.control.readings()
+        found = (self.gate_statistics.values() if self.gate_statistics else {}) | self.control.readings()
         return {
             "/".join(filter(None, ("gate", name, str(layer)))): value
             for name, values in found.items()
             for layer, value in enumerate(values)
         }
 
-    def openness(self) -> tuple[list[float], list[float]]:
-        """Parts of tokens, and of products of queries with keys, that gates left open in the last validation, by layer
-        of the first half; empty without gates."""
-        if self.census is None:
+    def open_fractions(self) -> tuple[list[float], list[float]]:
+        """Fractions of tokens, and of products of queries with keys, that gates left open in the last validation, by
+        layer of the first half; empty without gates."""
+        if self.gate_statistics is None:
             return [], []
-        return self.census.openness.tokens.tolist(), self.census.openness.products.tolist()
+        fractions = self.gate_statistics.open_fractions
+        return fractions.tokens.tolist(), fractions.products.tolist()
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: `model`, `optim` (tensors by name, those of a control among them),

@@ -18,9 +18,9 @@ from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
-from skipsweep.model.gating import means
+from skipsweep.model.gate_targets import means
 from skipsweep.optim.control import Driver, build_driver
-from skipsweep.optim.moments import Census
+from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.sweep import identity
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
@@ -280,18 +280,18 @@ def test_what_cannot_be_is_refused(overrides: tuple[str, ...], shipped: Shipped)
 
 
 def test_a_census_counts_what_is_left_to_compute() -> None:
-    census = Census(1, torch.device("cpu"))
-    census.add(torch.tensor([[[0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]]))
-    census.add(torch.tensor([[[1.0, 1.0, 0.25]]]))
-    census.reduce(World())
+    gate_statistics = GateStatistics(1, torch.device("cpu"))
+    gate_statistics.add(torch.tensor([[[0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]]))
+    gate_statistics.add(torch.tensor([[[1.0, 1.0, 0.25]]]))
+    gate_statistics.reduce(World())
     every = [0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.25]
-    found = census.values()
+    found = gate_statistics.values()
     assert found[""] == [pytest.approx(statistics.fmean(every))]
     assert found["variance"] == [pytest.approx(statistics.pvariance(every))]
     assert found["zeros"] == [pytest.approx(4 / 9)]
-    assert census.openness.tokens.tolist() == [pytest.approx(5 / 9)]
+    assert gate_statistics.open_fractions.tokens.tolist() == [pytest.approx(5 / 9)]
     # of 1 + 2 + 3 products in each of three sequences: 1 + 2, none, and all
-    assert census.openness.products.tolist() == [pytest.approx((3 + 0 + 6) / 18)]
+    assert gate_statistics.open_fractions.products.tolist() == [pytest.approx((3 + 0 + 6) / 18)]
 
 
 # ------------------------------------------------------------------------------------------------------------ training

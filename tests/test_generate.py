@@ -18,7 +18,7 @@ from skipsweep.errors import UserError
 from skipsweep.generation import command, generate
 from skipsweep.generation.sampling import Sampler, Sampling
 from skipsweep.model import decode
-from skipsweep.model.decode import Decoder, Kept
+from skipsweep.model.decode import Decoder, KVCache
 from skipsweep.model.gpt import GPT
 from skipsweep.rundir import RunDir
 from skipsweep.trained import Trained
@@ -101,7 +101,7 @@ def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["gates", "gates, llama"])
 def test_closed_tokens_leave_no_keys(case: str) -> None:
-    """In every block just the open ones are kept; where others look at closed keys, all."""
+    """In every block just the open ones are cached; where others look at closed keys, all."""
     model, _, ids = model_of(case)
     opened: list[int] = []
     model.gate.register_forward_hook(lambda _m, _a, g: opened.append(int((g > 0).sum())))
@@ -110,33 +110,33 @@ def test_closed_tokens_leave_no_keys(case: str) -> None:
     for piece in ids.split([10, *[1] * 14], 1):
         decoder.features(piece)
     attended = [block.attention is not None for block in model.blocks]  # type: ignore[union-attr]
-    assert [len(kept) for kept in decoder.kept] == [n * a for n, a in zip(opened[:6], attended, strict=True)]
+    assert [len(cache) for cache in decoder.caches] == [n * a for n, a in zip(opened[:6], attended, strict=True)]
     assert min(opened) < 24
 
 
 @torch.no_grad()
-def test_what_no_later_token_sees_is_given_up() -> None:
+def test_what_no_later_token_sees_is_evicted() -> None:
     """Windows of 2 and 1 blocks of 2 tokens, documents of 7; one that has ended."""
     model, _, ids = model_of("documents")
     ids[:] = 1
     decoder = Decoder(model, 24, 2)
     decoder.features(ids[:, :20])
-    assert [len(kept) for kept in decoder.kept] == [4, 0, 2, 4]
+    assert [len(cache) for cache in decoder.caches] == [4, 0, 2, 4]
     ids[0, 20] = EOT
     decoder.features(ids[:, 20:21])
-    assert [len(kept) for kept in decoder.kept] == [1, 0, 1, 1]
+    assert [len(cache) for cache in decoder.caches] == [1, 0, 1, 1]
 
 
-def test_what_is_kept_is_rarely_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cached_is_rarely_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """64, 128, 256, ... places: all that came before is not moved for every token."""
-    moved, make_room = list[int](), Kept._make_room
-    monkeypatch.setattr(Kept, "_make_room", lambda *given: (moved.append(1), make_room(*given)))
-    kept, new = Kept(), torch.ones(1, 2, 1, 4)
+    moved, make_room = list[int](), KVCache._make_room
+    monkeypatch.setattr(KVCache, "_make_room", lambda *given: (moved.append(1), make_room(*given)))
+    cache, new = KVCache(), torch.ones(1, 2, 1, 4)
     for t in range(300):
-        keys, _, places = kept.add(new * t, new, torch.tensor([t]))
+        keys, _, places = cache.add(new * t, new, torch.tensor([t]))
         if t == 50:
-            kept.give_up(20)
-    assert len(kept) == 280
+            cache.evict(20)
+    assert len(cache) == 280
     assert places.tolist() == keys[0, 1, :, 3].tolist() == list(range(20, 300))
     assert sum(moved) <= 4
 

@@ -65,25 +65,25 @@ class Shares:
     terms: list[Term]
 
 
-def shares(model: GPT, found: Trace) -> list[Shares]:
+def shares(model: GPT, traced: Trace) -> list[Shares]:
     """Every weighted sum that the pass computed, in layer order."""
     modules, depth = mechanisms(model), len(model.blocks)
     return [
         Shares(
             name,
             None if layer == depth or name == "tail" else layer,
-            _terms(made, ["own", value_name(model, layer)] if name == VALUES else _names(name, modules[name], layer)),
+            _terms(sum_, ["own", value_name(model, layer)] if name == VALUES else _names(name, modules[name], layer)),
         )
-        for (name, layer), made in sorted(found.sums.items(), key=lambda item: item[0][1])
+        for (name, layer), sum_ in sorted(traced.sums.items(), key=lambda item: item[0][1])
     ]
 
 
-def _terms(made: Sum, names: Sequence[str]) -> list[Term]:
-    sizes = [rms(term) for term in made.terms]
-    total = sum(abs(w * size) for w, size in zip(made.weights, sizes, strict=True))
+def _terms(weighted_sum: Sum, names: Sequence[str]) -> list[Term]:
+    sizes = [rms(term) for term in weighted_sum.terms]
+    total = sum(abs(w * size) for w, size in zip(weighted_sum.weights, sizes, strict=True))
     return [
         Term(name, w, size, w * size / total if total else None)
-        for name, w, size in zip(names, made.weights, sizes, strict=True)
+        for name, w, size in zip(names, weighted_sum.weights, sizes, strict=True)
     ]
 
 

@@ -54,13 +54,13 @@ def mechanisms(model: GPT) -> dict[str, Any]:
 @torch.no_grad()
 def trace(model: GPT, ids: Tensor, window: int) -> Trace:
     """Run `ids` (1, T) through the model as training does, `window` blocks wide."""
-    found, layer = Trace(), [0]
+    traced, layer = Trace(), [0]
 
     def at_layer(_: nn.Module, args: Any) -> None:
         layer[0] = args[0]
 
     def at_context(_: nn.Module, args: Any, result: Context) -> None:
-        found.ctx = result
+        traced.ctx = result
 
     def at_values(_: nn.Module, args: Any, result: Tensor) -> None:
         v, of_layer = args
@@ -68,19 +68,19 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
             own = 1.0 if of_layer.value_lambda is None else float(of_layer.value_lambda)
             terms = [v.flatten(2), of_layer.value_embedding]
             weights = [own, float(of_layer.value_embedding_lambda)]
-            found.sums[VALUES, layer[0]] = Sum(terms, weights, result.flatten(2))
+            traced.sums[VALUES, layer[0]] = Sum(terms, weights, result.flatten(2))
 
     def at_block(_: nn.Module, args: Any, result: Tensor) -> None:
-        found.given.append(args[0])
-        found.streams.append(result)
+        traced.given.append(args[0])
+        traced.streams.append(result)
 
     def at_readout(_: nn.Module, args: Any) -> None:
-        found.left, found.outputs, layer[0] = args[0], args[1], len(model.blocks)
+        traced.left, traced.outputs, layer[0] = args[0], args[1], len(model.blocks)
 
     def at_sum_of(name: str) -> Any:
         def keep(_: nn.Module, args: Any, result: Tensor) -> None:
             terms, weights = args
-            found.sums[name, layer[0]] = Sum(list(terms), [float(weight) for weight in weights], result)
+            traced.sums[name, layer[0]] = Sum(list(terms), [float(weight) for weight in weights], result)
 
         return keep
 
@@ -99,8 +99,8 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
     with ExitStack() as removed_afterwards:
         for hook in hooks:
             removed_afterwards.enter_context(hook)
-        found.features = model.features(ids, window)
-    return found
+        traced.features = model.features(ids, window)
+    return traced
 
 
 def _parts(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:

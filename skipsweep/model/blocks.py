@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skipsweep.config import Model
 from skipsweep.model.attention import ValueSum, attend_layer
 from skipsweep.model.norm import norm
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 from skipsweep.model.shape import gate_channels
 from skipsweep.model.wiring import mlp_hidden
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.mlp = MLP(model.dim, mlp_hidden(model), dtype) if has_mlp else None
         self.norm_input, self.eps = not model.value_norm, model.norm_eps
 
-    def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor | None, layer: LayerContext) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
         if self.attention is not None:
             x = x + gated(self.attention(norm(x, self.eps) if self.norm_input else x, layer), g)
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         gate = torch.empty(model.heads, gate_channels(model), dtype=dtype) if model.attention_gate else None
         self.gate = None if gate is None else nn.Parameter(gate)
 
-    def forward(self, x: Tensor, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, layer: LayerContext) -> Tensor:
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
         qkv = F.linear(x, self.qkv.flatten(0, 1)).unflatten(-1, (3 * self.heads, -1))
         if self.value_norm:

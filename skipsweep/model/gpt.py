@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skipsweep.config import Recipe
 from skipsweep.model import lambdas
-from skipsweep.model.attention import keep_visible_out_of_graphs
+from skipsweep.model.attention import keep_masks_out_of_graphs
 from skipsweep.model.blocks import Block
 from skipsweep.model.context import TokenContext
 from skipsweep.model.gate import build_gate
@@ -69,19 +69,19 @@ class GPT(nn.Module):
 
     def features(self, ids: Tensor, window: int = 0, skip: bool = False) -> Tensor:
         """What the head sees (B, T, readout.width)."""
-        return self.through(self.context(ids, window), skip)
+        return self.features_of(self.context(ids, window), skip)
 
-    def through(self, ctx: Context, skip: bool = False) -> Tensor:
-        """What the head sees (B, T, readout.width) of tokens whose context there is."""
+    def features_of(self, ctx: Context, skip: bool = False) -> Tensor:
+        """`features` of tokens whose context is known."""
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
         skip = skip and self.gate.skips and not self.training
         for i, block in enumerate(self.blocks):
             g = self.gate(i, x, gate_state)
-            x, layer = self.inject(i, x, ctx, outputs), self.gate.seen(ctx.layers[i], g)
-            x = block(x, g, layer) if g is None or not skip else open_only(block, x, g, layer, ctx.sights[i])
+            x, layer = self.inject(i, x, ctx, outputs), self.gate.bias_attention(ctx.layers[i], g)
+            x = block(x, g, layer) if g is None or not skip else open_only(block, x, g, layer, ctx.masks[i])
             if i in self.kept:
                 outputs[i] = x
-        return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)
+        return self.readout(self.inject.trunk_output(x, ctx, outputs), outputs, ctx)
 
     def lambdas(self) -> dict[str, float]:
         """Label -> value of every learned scalar of every seam; one transfer to the host."""
@@ -94,7 +94,7 @@ class GPT(nn.Module):
         All layers of a kind share one graph, and so do all arms, which differ in what stands around the blocks.
         """
         _prepare_compiler(tune)
-        for part in [*self.blocks, *self.readout.heavy()]:
+        for part in [*self.blocks, *self.readout.parts_to_compile()]:
             part.compile(dynamic=False)
         self.head.compile_kernel()
         for module in self.modules():
@@ -154,7 +154,7 @@ def _prepare_compiler(tune: bool) -> None:
     # the limit (8 as torch has it) a graph runs uncompiled, with no more than a line in the log.
     torch._dynamo.config.recompile_limit = 64
     inductor.coordinate_descent_tuning = tune
-    keep_visible_out_of_graphs()
+    keep_masks_out_of_graphs()
 
 
 def _lambdas_of(model: nn.Module) -> list[Lambdas]:

@@ -22,7 +22,7 @@ from skipsweep.model.weighted import WeightedSum
 from skipsweep.model.wiring import rolling_layers, tail_layers
 
 
-class Steps(Inject):
+class InjectChain(Inject):
     """Several mechanisms, one after the other; without any, a block starts from the output of the one before it."""
 
     def __init__(self, **steps: Inject) -> None:
@@ -36,10 +36,10 @@ class Steps(Inject):
             x = step(i, x, ctx, outputs)
         return x
 
-    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+    def trunk_output(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
         for step in self.children():
             assert isinstance(step, Inject)
-            x = step.leave(x, ctx, outputs)
+            x = step.trunk_output(x, ctx, outputs)
         return x
 
 
@@ -60,7 +60,7 @@ class ParallelTail(Inject):
     def forward(self, i: int, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
         return outputs[self.start] if i in self.layers else x
 
-    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+    def trunk_output(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
         return self.sum([outputs[i] for i in self.layers], list(ctx.scalars(self.lambdas).values()))
 
 
@@ -126,7 +126,7 @@ class Mix(Inject):
         return self.sum([x, *ctx.embeddings], [weights[f"lambda/block/{i}/{name}"] for name in self.names])
 
 
-def build_inject(recipe: Recipe, dtype: torch.dtype) -> Steps:
+def build_inject(recipe: Recipe, dtype: torch.dtype) -> InjectChain:
     """The mechanisms in force in a canonical recipe, in the medium track's order: U-net skips, then the sum."""
     steps: dict[str, Inject] = {}
     if recipe.residual.parallel_tail:
@@ -137,4 +137,4 @@ def build_inject(recipe: Recipe, dtype: torch.dtype) -> Steps:
         steps["rolling"] = Rolling(recipe, dtype)
     if recipe.embeddings.mix:
         steps["mix"] = Mix(recipe, dtype)
-    return Steps(**steps)
+    return InjectChain(**steps)

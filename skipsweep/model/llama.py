@@ -11,7 +11,7 @@ from skipsweep.config import Model
 from skipsweep.model.attention import ValueSum, attend_layer
 from skipsweep.model.blocks import gated
 from skipsweep.model.norm import RMSNorm
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 from skipsweep.model.shape import gate_channels, kv_heads
 from skipsweep.model.wiring import mlp_hidden
 
@@ -33,7 +33,7 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(model, dtype) if has_mlp else None
         self.mlp_post_norm = RMSNorm(model, dtype) if has_mlp and post else None
 
-    def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor | None, layer: LayerContext) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
         if self.attention is not None and self.attention_norm is not None:
             x = x + gated(_after(self.attention(self.attention_norm(x), layer), self.attention_post_norm), g)
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         gate = torch.empty(model.heads, gate_channels(model), dtype=dtype) if model.attention_gate else None
         self.gate = None if gate is None else nn.Parameter(gate)
 
-    def forward(self, x: Tensor, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, layer: LayerContext) -> Tensor:
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
         q = F.linear(x, self.q).unflatten(-1, (self.heads, -1))
         k, v = F.linear(x, self.kv.flatten(0, 1)).unflatten(-1, (2, self.kv_heads, -1)).unbind(2)

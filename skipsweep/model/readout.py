@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from skipsweep.config import ConcatMLP, ConcatMLPNarrow, Recipe
 from skipsweep.model.blocks import relu_squared
-from skipsweep.model.heads import (
+from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.norm import norm
+from skipsweep.model.readout_specs import (
     EXTRA,
     INPUT,
     LAST,
     has_embedding,
     head_inputs,
     matrices,
-    readout_kind,
     readout_lambdas,
     readout_name,
+    readout_spec,
     slices,
     sources,
 )
-from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.norm import norm
 from skipsweep.model.seams import Context, Outputs, Readout
 from skipsweep.model.weighted import WeightedSum
 
@@ -47,7 +47,7 @@ class _Skip(Readout):
         self.sources = sources(recipe)
         self.needs = frozenset(source for source in self.sources if isinstance(source, int))
         self.width, self.eps = head_inputs(recipe), recipe.model.norm_eps
-        self.owns_last_mlp = readout_kind(recipe).owns_last_mlp
+        self.owns_last_mlp = readout_spec(recipe).owns_last_mlp
         table = (recipe.data.vocab_size, recipe.model.dim)
         tables = {EXTRA: nn.Parameter(torch.empty(table, dtype=dtype))} if has_embedding(recipe) else {}
         self.embed = nn.ParameterDict(tables)
@@ -189,7 +189,7 @@ class ConcatLastMLP(_Skip):
             beside = [F.linear(h, self.narrow[str(s)]) for s, h in zip(self.sources, beside, strict=True)]
         return self.mlp(x, beside)
 
-    def heavy(self) -> list[nn.Module]:
+    def parts_to_compile(self) -> list[nn.Module]:
         return [self.mlp]
 
 

@@ -16,13 +16,13 @@ Outputs = dict[int, Tensor]
 """Layer -> its output (B, T, D), for those layers that some seam needs."""
 
 
-class Layer(NamedTuple):
+class LayerContext(NamedTuple):
     """What one layer may look at besides the residual stream."""
 
     rotary: tuple[Tensor, Tensor]
     """Cosines and signed sines (T, 1, K), see `blocks.rotate`."""
     mask: Any
-    """Which keys its queries see (`attention.Visible`, or FlexAttention's BlockMask)."""
+    """Which keys its queries see (`attention.ChunkedMask`, or FlexAttention's BlockMask)."""
     value_embedding: Tensor | None
     """(B, T, D), added to the values; None: nothing is."""
     value_lambda: Tensor | None
@@ -41,11 +41,12 @@ class Context:
 
     embeddings: tuple[Tensor, ...]
     """The normed token embeddings x00, x01, ... (B, T, D)."""
-    layers: list[Layer]
+    layers: list[LayerContext]
     ids: Tensor | None = None
     """The tokens themselves (B, T), for mechanisms with embeddings of their own."""
-    sights: list[Any] = field(default_factory=list)
-    """Per layer, what its mask lets queries see, as an `attention.Sight`: for passes that look at some tokens only."""
+    masks: list[Any] = field(default_factory=list)
+    """Per layer, its mask as an `attention.AttentionMask` also where FlexAttention is used: for passes over some tokens
+    only."""
     _scalars: dict[Lambdas, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
@@ -70,8 +71,8 @@ class Inject(nn.Module):
         """The stream (B, T, D) that block `i` starts from."""
         raise NotImplementedError
 
-    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
-        """What the readout takes for the last layer's output: `x` (B, T, D), or something made of the kept ones."""
+    def trunk_output(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        """What the trunk gives to the readout: the last layer's output `x` (B, T, D), or one made of the kept ones."""
         return x
 
 
@@ -107,8 +108,8 @@ class Gate(nn.Module):
         finally:
             self.observer = before
 
-    def seen(self, layer: Layer, g: Tensor | None) -> Layer:
-        """What the block may look at where its gates are `g`."""
+    def bias_attention(self, layer: LayerContext, g: Tensor | None) -> LayerContext:
+        """The layer's context with what gates `g` (B, T, 1) add to products of queries and keys."""
         return layer
 
 
@@ -128,6 +129,6 @@ class Readout(nn.Module):
         """Features (B, T, width) from the last layer's output `x` (B, T, D) and the kept ones."""
         raise NotImplementedError
 
-    def heavy(self) -> list[nn.Module]:
+    def parts_to_compile(self) -> list[nn.Module]:
         """Modules as costly as a block, to be compiled as blocks are."""
         return []
