@@ -21,10 +21,11 @@ from skipsweep.errors import UserError
 from skipsweep.model.gate_targets import mean_targets
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
+from skipsweep.model.window import window_blocks
 from skipsweep.optim.control import PREFIX, build_driver
 from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.optim.optimiser import Optimiser
-from skipsweep.optim.schedule import lr_factor, window_blocks
+from skipsweep.optim.schedule import lr_factor
 
 # B sequences of a micro-batch, T tokens of a sequence
 

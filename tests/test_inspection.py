@@ -66,7 +66,7 @@ def test_every_mechanism_inspects_and_contributions_add_up(case: str) -> None:
     found = trace(model, ids, WINDOW)
     parts, remark = contributions(model, found, token_embeddings(cfg))
     stream = torch.einsum("s,std->td", parts.stream_weights, parts.vectors)
-    torch.testing.assert_close(stream, found.left[0], rtol=0, atol=EXACT)
+    torch.testing.assert_close(stream, found.trunk_output[0], rtol=0, atol=EXACT)
     torch.testing.assert_close(parts.parts.sum(0), parts.output, rtol=0, atol=EXACT)
     assert parts.error < EXACT
     assert parts.shares.sum().item() == pytest.approx(1, abs=EXACT)
@@ -123,7 +123,7 @@ def test_weights_are_products_of_later_lambdas_over_all_paths() -> None:
     direct, by_skip = 2 * 2 * 2, 0.5 * 2 * 2  # from layer 0: through blocks 1, 2, 3; into block 2, then 3
     start = 2 + 0.25
     x00 = start * (direct + by_skip) + 0.25 * (2 * 2 + 2 + 1)
-    assert linear.left.tolist() == pytest.approx([x00, direct + by_skip, 4, 2, 1])
+    assert linear.trunk_output.tolist() == pytest.approx([x00, direct + by_skip, 4, 2, 1])
 
 
 def test_the_output_is_decoded_as_the_model_decodes_it() -> None:

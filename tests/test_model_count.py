@@ -23,8 +23,8 @@ from skipsweep.model.count import (
 )
 from skipsweep.model.gpt import build
 from skipsweep.model.shape import attention_layers
+from skipsweep.model.window import window_blocks
 from skipsweep.optim.gate_statistics import GateStatistics
-from skipsweep.optim.schedule import window_blocks
 from skipsweep.sweep import identity
 from skipsweep.sweep.entry import from_command_line
 

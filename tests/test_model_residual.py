@@ -118,7 +118,7 @@ def test_blocks_side_by_side_do_not_see_each_other():
 def test_heads_see_the_tails_outputs_too():
     cfg = recipe("add", (2, 4), residual=TAIL, skip_lambda=[0.3, 0.4], **DEEP)
     model, (ids, _) = randomised(cfg), tokens(cfg)
-    assert model.kept == {0, 1, 2, 3, 4, 5}
+    assert model.kept_layers == {0, 1, 2, 3, 4, 5}
     assert model.logits(ids).isfinite().all()
 
 

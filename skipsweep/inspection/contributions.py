@@ -29,7 +29,7 @@ class Linear:
     names: list[str]
     layers: list[Tensor]
     """Per layer: weight of every source (S,) in the stream after it, float64."""
-    left: Tensor
+    trunk_output: Tensor
     """The same (S,) of the stream that leaves the trunk."""
 
 
@@ -86,10 +86,12 @@ def unroll(model: GPT, embeddings: list[str]) -> Linear:
 def contributions(model: GPT, traced: Trace, embeddings: list[str]) -> tuple[Contributions, str | None]:
     """The output of a pass as a sum over sources, and a remark where the readout's own part is not linear."""
     linear = unroll(model, embeddings)
-    deltas = [after - before for before, after in zip(traced.given, traced.streams, strict=True)]
+    deltas = [after - before for before, after in zip(traced.block_inputs, traced.streams, strict=True)]
     vectors = torch.stack([v[0].double() for v in (*traced.ctx.embeddings, *deltas)])
-    stream = linear.left.expand(vectors.shape[1], -1)
-    of_stream = Contributions(linear.names, "stream", linear.left, stream, vectors, traced.left[0].double())
+    stream = linear.trunk_output.expand(vectors.shape[1], -1)
+    of_stream = Contributions(
+        linear.names, "stream", linear.trunk_output, stream, vectors, traced.trunk_output[0].double()
+    )
     return (
         _with_readout(model, traced, linear, of_stream) if isinstance(model.readout, Add) else _plain(model, of_stream)
     )
@@ -110,8 +112,8 @@ def _with_readout(
     readout, readout_sum = model.readout, traced.sums["readout", len(model.blocks)]
     assert isinstance(readout, Add)
     names, vectors = list(linear.names), of_stream.vectors
-    plain = [traced.left, *readout.plain(traced.left, traced.outputs, traced.ctx)]
-    rows = [linear.left]
+    plain = [traced.trunk_output, *readout.plain(traced.trunk_output, traced.outputs, traced.ctx)]
+    rows = [linear.trunk_output]
     for source, h in zip(readout.sources, plain[1:], strict=True):
         if source == EXTRA:
             names, vectors = [*names, EXTRA], torch.cat((vectors, h.double()))
@@ -124,14 +126,14 @@ def _with_readout(
             what = type(readout).__name__
             return of_stream, f"{what} is not linear in its sources: contributions are to the last layer's stream"
         weights += weight * factor[:, None] * row
-    stream_weights = torch.nn.functional.pad(linear.left, (0, len(names) - len(linear.left)))
+    stream_weights = torch.nn.functional.pad(linear.trunk_output, (0, len(names) - len(linear.trunk_output)))
     return Contributions(names, "readout", stream_weights, weights, vectors, readout_sum.result[0].double()), None
 
 
 def _unit(names: list[str], linear: Linear, source: str) -> Tensor:
     """Weights of an embedding that is a source itself (S,)."""
     place = 0 if source == INPUT else names.index(source)
-    return torch.eye(len(names), dtype=torch.float64, device=linear.left.device)[place]
+    return torch.eye(len(names), dtype=torch.float64, device=linear.trunk_output.device)[place]
 
 
 def _multiple(term: Tensor, of: Tensor) -> Tensor | None:

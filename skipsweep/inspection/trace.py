@@ -33,11 +33,11 @@ class Trace:
     """What one sequence left behind on its way; all tensors (1, T, D)."""
 
     ctx: Context = field(default_factory=lambda: Context((), []))
-    given: list[Tensor] = field(default_factory=list)
+    block_inputs: list[Tensor] = field(default_factory=list)
     """The stream that each block starts from."""
     streams: list[Tensor] = field(default_factory=list)
     """The stream after each block."""
-    left: Tensor = field(default_factory=lambda: torch.empty(0))
+    trunk_output: Tensor = field(default_factory=lambda: torch.empty(0))
     """What the readout took for the last layer's output."""
     outputs: Outputs = field(default_factory=dict)
     features: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -71,11 +71,11 @@ def trace(model: GPT, ids: Tensor, window: int) -> Trace:
             traced.sums[VALUES, layer[0]] = Sum(terms, weights, result.flatten(2))
 
     def at_block(_: nn.Module, args: Any, result: Tensor) -> None:
-        traced.given.append(args[0])
+        traced.block_inputs.append(args[0])
         traced.streams.append(result)
 
     def at_readout(_: nn.Module, args: Any) -> None:
-        traced.left, traced.outputs, layer[0] = args[0], args[1], len(model.blocks)
+        traced.trunk_output, traced.outputs, layer[0] = args[0], args[1], len(model.blocks)
 
     def at_sum_of(name: str) -> Any:
         def keep(_: nn.Module, args: Any, result: Tensor) -> None:

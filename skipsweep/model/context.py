@@ -28,7 +28,7 @@ from skipsweep.model.shape import (
     value_lambdas,
     value_table,
 )
-from skipsweep.optim.schedule import short_window_blocks
+from skipsweep.model.window import short_window_blocks
 
 
 class TokenContext(nn.Module):

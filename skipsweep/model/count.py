@@ -25,8 +25,8 @@ from skipsweep.model.shape import (
     table_rows,
     token_embeddings,
 )
+from skipsweep.model.window import short_window_blocks, window_blocks, windows
 from skipsweep.model.wiring import mlp_hidden
-from skipsweep.optim.schedule import short_window_blocks, window_blocks, windows
 
 FORWARD_AND_BACKWARD = 3
 """Cost of a training pass, in forward passes."""

@@ -46,7 +46,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.readout = readout
         self.head = head
-        self.kept = inject.needs | readout.needs
+        self.kept_layers = inject.needs | readout.needs
         _check_labels(self)
 
     def forward(
@@ -55,7 +55,7 @@ class GPT(nn.Module):
         """Cross-entropy in nats of `targets` (B, T) after `ids` (B, T), in float32 (float64 for a float64 model).
 
         `reduction`: `mean` or `sum` over all tokens, or `none` for one loss per token (B, T). `window`: blocks that
-        queries see in the layers with the long window (`schedule.window_blocks`), 0: all. `skip`: at evaluation blocks
+        queries see in the layers with the long window (`window.window_blocks`), 0: all. `skip`: at evaluation blocks
         compute only what their gates leave open, where the gates allow it (`Gate.skips`).
         """
         return self.head.loss(self.features(ids, window, skip), targets, reduction)
@@ -79,7 +79,7 @@ class GPT(nn.Module):
             g = self.gate(i, x, gate_state)
             x, layer = self.inject(i, x, ctx, outputs), self.gate.bias_attention(ctx.layers[i], g)
             x = block(x, g, layer) if g is None or not skip else open_only(block, x, g, layer, ctx.masks[i])
-            if i in self.kept:
+            if i in self.kept_layers:
                 outputs[i] = x
         return self.readout(self.inject.trunk_output(x, ctx, outputs), outputs, ctx)
 
