@@ -1,5 +1,5 @@
-"""Sections of gpu.py about gates over layers: whether attention that sees them, skipping and kept keys are right there,
-and what skipping costs.
+"""Sections of gpu.py about gates over layers: whether attention that sees them, skipping and cached keys are right
+there, and what skipping costs.
 
 Legend: B batch, T time, H heads, K channels of a head.
 """
@@ -47,7 +47,7 @@ def gates(report: "Report", device: str) -> None:
                     report.check(f"gated keys, {when}, {what}, {dtype}", off, LIMITS[dtype])
     with report.guarded("skipping against masks"), torch.no_grad():
         _skipping_against_masks(report, device)
-    with report.guarded("kept keys against the whole text"), torch.no_grad():
+    with report.guarded("cached keys against the whole text"), torch.no_grad():
         _pieces_against_whole(report, device)
 
 
@@ -131,7 +131,7 @@ def _pieces_against_whole(report: "Report", device: str) -> None:
     decoder = Decoder(model, ids.shape[1], 3)
     pieces = [decoder.features(piece) for piece in ids.split([ids.shape[1] - 20, *[1] * 20], 1)]
     report.check(
-        "kept keys against the whole text", error(torch.cat(pieces, 1), model.features(ids, 3, skip=True)), 1e-4
+        "cached keys against the whole text", error(torch.cat(pieces, 1), model.features(ids, 3, skip=True)), 1e-4
     )
 
 

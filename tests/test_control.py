@@ -279,7 +279,7 @@ def test_what_cannot_be_is_refused(overrides: tuple[str, ...], shipped: Shipped)
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 
-def test_a_census_counts_what_is_left_to_compute() -> None:
+def test_gate_statistics_count_what_is_left_to_compute() -> None:
     gate_statistics = GateStatistics(1, torch.device("cpu"))
     gate_statistics.add(torch.tensor([[[0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]]))
     gate_statistics.add(torch.tensor([[[1.0, 1.0, 0.25]]]))
