@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from skipsweep.config import RunConfig
 from skipsweep.distributed import World
 from skipsweep.model import head as heads
-from skipsweep.model.attention import FLEX_BLOCK, Visible, attend, block_mask
+from skipsweep.model.attention import FLEX_BLOCK, ChunkedMask, attend, block_mask
 from skipsweep.model.gpt import GPT, build
 from skipsweep.model.init import parameter_roles
 from skipsweep.optim.optimiser import Optimiser
@@ -171,7 +171,7 @@ def _errors(
     if kind == "flex":
         mask = block_mask(on_device, window, FLEX_BLOCK)
     else:
-        mask = Visible(length, on_device, window, FLEX_BLOCK)
+        mask = ChunkedMask(length, on_device, window, FLEX_BLOCK)
     given = [x.to(device, dtype) for x in drawn]
     found = _with_gradients(given, lambda q, k, v: attend(q, k, v, mask, 0.12))
     return error(found[0], wanted[0]), error(torch.stack(found[1:]), torch.stack(wanted[1:]))

@@ -1,5 +1,5 @@
-"""Sections of gpu.py about gates over layers: whether attention that sees them, skipping and kept keys are right there,
-and what skipping costs.
+"""Sections of gpu.py about gates over layers: whether attention that sees them, skipping and cached keys are right
+there, and what skipping costs.
 
 Legend: B batch, T time, H heads, K channels of a head.
 """
@@ -14,10 +14,10 @@ from gpu_checks import LIMITS, error, little_run, shaken, text
 from torch import Tensor
 
 from skipsweep.config import Free, RunConfig
-from skipsweep.model.attention import FLEX_BLOCK, Visible, attend_layer, block_mask
+from skipsweep.model.attention import FLEX_BLOCK, ChunkedMask, attend_layer, block_mask
 from skipsweep.model.decode import Decoder
 from skipsweep.model.gpt import GPT, build
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 
 if TYPE_CHECKING:
     from gpu import Report
@@ -47,7 +47,7 @@ def gates(report: "Report", device: str) -> None:
                     report.check(f"gated keys, {when}, {what}, {dtype}", off, LIMITS[dtype])
     with report.guarded("skipping against masks"), torch.no_grad():
         _skipping_against_masks(report, device)
-    with report.guarded("kept keys against the whole text"), torch.no_grad():
+    with report.guarded("cached keys against the whole text"), torch.no_grad():
         _pieces_against_whole(report, device)
 
 
@@ -70,7 +70,7 @@ def _errors(
     docs = docs.cumsum(-1, dtype=torch.int32)
     # Of a query that is closed itself, which may see closed keys only, a factor of 0 takes out what attention says.
     out = (out * (g > 0)[:, None]).detach()
-    sees = Visible(length, docs, window, FLEX_BLOCK)
+    sees = ChunkedMask(length, docs, window, FLEX_BLOCK)
     wanted = _gradients(_equation_3(q, k, v, g, sees, training), (q, k, v, g), out)
     near = [x.detach().to(device, dtype).requires_grad_() for x in (q, k, v)]
     near.append(g.detach().float().to(device).requires_grad_())
@@ -80,7 +80,7 @@ def _errors(
     return [output, error(torch.stack(found[1:4]), torch.stack(wanted[1:4])), error(found[4], wanted[4])]
 
 
-def _equation_3(q: Tensor, k: Tensor, v: Tensor, g: Tensor, sees: Visible, training: bool) -> Tensor:
+def _equation_3(q: Tensor, k: Tensor, v: Tensor, g: Tensor, sees: ChunkedMask, training: bool) -> Tensor:
     """Softmax weights times the key's gate, which is the floor at least while training, written plainly."""
     t = torch.arange(q.shape[2])
     weights = (q @ k.mT * SCALE).exp() * sees.sees(t, t) * g.mT[:, None].clamp(min=KEYS.floor if training else 0.0)
@@ -90,9 +90,11 @@ def _equation_3(q: Tensor, k: Tensor, v: Tensor, g: Tensor, sees: Visible, train
 def _ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor, docs: Tensor, window: int, training: bool) -> Tensor:
     device = q.device.type
     seam = build(gated_run(device), "meta").gate.train(training)
-    mask = block_mask(docs, window, FLEX_BLOCK) if device == "cuda" else Visible(q.shape[2], docs, window, FLEX_BLOCK)
+    mask = (
+        block_mask(docs, window, FLEX_BLOCK) if device == "cuda" else ChunkedMask(q.shape[2], docs, window, FLEX_BLOCK)
+    )
     none = torch.zeros(0, device=q.device)
-    layer = seam.seen(Layer((none, none), mask, None, None, None), g)
+    layer = seam.bias_attention(LayerContext((none, none), mask, None, None, None), g)
     return attend_layer(q, k, v, layer, SCALE)
 
 
@@ -116,8 +118,7 @@ def _skipping_against_masks(report: "Report", device: str) -> None:
         model, (ids, _) = _gated(where, run), text(run, where)
         model.gate.register_forward_hook(lambda _m, _a, g: opened.append(float((g > 0).double().mean())))
         for skip in (False, True):
-            model.skip = skip
-            found[where, skip] = model.logits(ids, 3).cpu()
+            found[where, skip] = model.logits(ids, 3, skip).cpu()
     report.holds("some tokens are closed, others open", 0 < min(opened) < 1, f"{min(opened):.2f} are open at least")
     off = float((found[device, True] - found[device, False]).abs().max())
     report.check("skipping against masks: logits", off, 1e-4, "largest difference")
@@ -127,10 +128,11 @@ def _skipping_against_masks(report: "Report", device: str) -> None:
 def _pieces_against_whole(report: "Report", device: str) -> None:
     run = gated_run(device, seq_len=1024 if device == "cuda" else 256)
     model, (ids, _) = _gated(device, run), text(run, device)
-    model.skip = True
     decoder = Decoder(model, ids.shape[1], 3)
     pieces = [decoder.features(piece) for piece in ids.split([ids.shape[1] - 20, *[1] * 20], 1)]
-    report.check("kept keys against the whole text", error(torch.cat(pieces, 1), model.features(ids, 3)), 1e-4)
+    report.check(
+        "cached keys against the whole text", error(torch.cat(pieces, 1), model.features(ids, 3, skip=True)), 1e-4
+    )
 
 
 def cost(report: "Report", device: str) -> None:

@@ -78,7 +78,7 @@ def ideal(run: RunConfig, share: float, length: int = LENGTH) -> float:
     run = replace(run, data=replace(run.data, seq_len=length))
     layers, open_, keys = run.model.layers, 1 - share, (length + 1) / 2
     pairs = open_ * (1 + open_ * (keys - 1)) / keys  # an open token sees itself, and the open ones of the others
-    left = count.inference_flops_per_token(run, count.Open([open_] * layers, [pairs] * layers))
+    left = count.inference_flops_per_token(run, count.OpenFractions([open_] * layers, [pairs] * layers))
     all_ = count.inference_flops_per_token(run)
     return sum(left[group] for group in BLOCKS) / sum(all_[group] for group in BLOCKS)
 
@@ -90,6 +90,7 @@ class Arm:
     model: GPT
     ctx: Context
     gates: Tensor | None = None
+    skip: bool = False
 
     def __call__(self) -> None:
         """The block part of a forward pass."""
@@ -97,7 +98,7 @@ class Arm:
             gate: Any = self.model.gate
             gate.told = self.gates
         with torch.no_grad():
-            self.model.through(self.ctx)
+            self.model.features_of(self.ctx, self.skip)
 
 
 def arms(model: str, device: str, changes: dict[str, Any], sequences: int, length: int) -> dict[str, Arm]:
@@ -106,7 +107,6 @@ def arms(model: str, device: str, changes: dict[str, Any], sequences: int, lengt
     for name, gates in (("dense", "none"), ("skipping", "free"), ("masked", "free")):
         run = run_of(model, gates, device, changes)
         made = build(run, device).eval()
-        made.skip = name == "skipping"
         if device == "cuda":
             made.compile_parts()
         ids = torch.randint(256, (sequences, length), generator=torch.Generator().manual_seed(1)).to(device)
@@ -116,8 +116,9 @@ def arms(model: str, device: str, changes: dict[str, Any], sequences: int, lengt
             found[name] = Arm(made, ctx)
             continue
         made.gate.__class__ = Told
-        for share in SHARES if made.skip else (0.5,):
-            found[f"{name} {share:g}"] = Arm(made, ctx, closed_to(share, sequences, length).to(device))
+        skip = name == "skipping"
+        for share in SHARES if skip else (0.5,):
+            found[f"{name} {share:g}"] = Arm(made, ctx, closed_to(share, sequences, length).to(device), skip)
     return found
 
 

@@ -25,8 +25,9 @@ from skipsweep.distributed import World
 from skipsweep.mirror import Mirror
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
+from skipsweep.model.window import window_blocks
 from skipsweep.optim.optimiser import Optimiser
-from skipsweep.optim.schedule import lr_factor, window_blocks
+from skipsweep.optim.schedule import lr_factor
 from skipsweep.progress import Lines
 from skipsweep.record import Recorder
 from skipsweep.rundir import RunDir

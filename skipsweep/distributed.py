@@ -37,10 +37,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Mean over all processes, in place."""
-        return self.sum(tensor).div_(self.size)
-
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value of a small object."""
         if self.size == 1:
@@ -56,11 +52,6 @@ class World:
         box: list[Any] = [None] * self.size
         dist.all_gather_object(box, value)
         return box
-
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
 
 
 def is_follower() -> bool:

@@ -24,7 +24,7 @@ def sizes(config: RunConfig, root: Path, trainer: Trainer) -> dict[str, Any]:
         "unigram_entropy": unigram_entropy(open_corpus(config.data, root), config.data.val_tokens),
         "parameters": count.parameters(recipe),
         "flops_per_token": count.flops_per_token(recipe),
-        "inference_flops_per_token": count.inference_columns(recipe, *trainer.openness()),
+        "inference_flops_per_token": count.inference_columns(recipe, *trainer.open_fractions()),
     }
 
 

@@ -18,18 +18,19 @@ from torch import Tensor
 from skipsweep.config import RunConfig
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
-from skipsweep.model.gating import mean_targets
+from skipsweep.model.gate_targets import mean_targets
 from skipsweep.model.gpt import build
 from skipsweep.model.init import parameter_roles
+from skipsweep.model.window import window_blocks
 from skipsweep.optim.control import PREFIX, build_driver
-from skipsweep.optim.moments import Census
+from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.optim.optimiser import Optimiser
-from skipsweep.optim.schedule import lr_factor, window_blocks
+from skipsweep.optim.schedule import lr_factor
 
 # B sequences of a micro-batch, T tokens of a sequence
 
 VALIDATIONS = 10
-"""Of a run whose `record.val_every` is 0, beside the one at step 0."""
+"""Validations per run when `record.val_every` is 0, not counting the one at step 0."""
 GPU_MICRO_BATCH = 65_536
 """Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
@@ -112,12 +113,11 @@ class Trainer:
     def __init__(self, config: RunConfig, batches: Batches, world: World):
         self.config, self.batches, self.world = config, batches, world
         self.model = build(config, world.device)
-        self.model.skip = config.compute.skip
         self._parameters = dict(self.model.named_parameters())
         compiled, roles = config.compute.compile, parameter_roles(self.model)
         self.optimiser = Optimiser(config.optim, self._parameters, roles, world, compiled)
         self.control = build_driver(config.control, mean_targets(config), self.model.gate.pairs, world)
-        self.census: Census | None = None
+        self.gate_statistics: GateStatistics | None = None
         """What the gates were like in the last validation; None without gates, and before."""
         if compiled:
             self.model.compile_parts(config.compute.tune_kernels)
@@ -173,12 +173,12 @@ class Trainer:
         total = torch.zeros((), device=self.world.device, dtype=torch.float64 if self._is_double else torch.float32)
         pairs = list(zip(ids_BT.split(size), targets_BT.split(size), strict=True))
         self.control.begin()
-        self.model.gate.watch = self.control.watch
-        for number, (ids, targets) in enumerate(pairs, start=1):
-            weight = len(ids) / (len(ids_BT) * self.world.size)
-            loss = self.model(ids, targets, window=window) * weight
-            self.optimiser.backward(self.control.on_top(loss, weight), last=number == len(pairs))
-            total += loss.detach()
+        with self.model.gate.observed_by(self.control.observer):
+            for number, (ids, targets) in enumerate(pairs, start=1):
+                weight = len(ids) / (len(ids_BT) * self.world.size)
+                loss = self.model(ids, targets, window=window) * weight
+                self.optimiser.backward(self.control.on_top(loss, weight), last=number == len(pairs))
+                total += loss.detach()
         return self.world.sum(total), self.optimiser.grad_norm(), self.control.end()
 
     def _window(self, step: int) -> int:
@@ -211,24 +211,24 @@ class Trainer:
         """
         data, total = self.config.data, torch.zeros((), dtype=torch.float64, device=self.world.device)
         size, window = self._micro_batch(data.val_seq_len or data.seq_len), self._window(self.step)
-        census = Census(self.model.gate.pairs, self.world.device)
+        statistics = GateStatistics(self.model.gate.pairs, self.world.device)
         self.model.eval()
-        self.model.gate.watch = census.add
-        for first in range(0, self.batches.val_sequences, size):
-            ids, targets = self._to_device(self.batches.val(first, first + size))
-            total += self.model(ids, targets, reduction="sum", window=window).double()
+        with self.model.gate.observed_by(statistics.add):
+            for first in range(0, self.batches.val_sequences, size):
+                ids, targets = self._to_device(self.batches.val(first, first + size))
+                total += self.model(ids, targets, "sum", window, self.config.compute.skip).double()
         self.model.train()
         mean = self.world.sum(total).item() / self.config.data.val_tokens
         if not math.isfinite(mean):
             raise NonFinite(self.step, "validation loss")
         if self.model.gate.pairs:
-            census.reduce(self.world)
-            self.census = census
+            statistics.reduce(self.world)
+            self.gate_statistics = statistics
         return mean
 
     def _warm_up(self) -> None:
-        """All that a step does, once and to no effect: compilation, first allocations and first messages between
-        processes are not timed, and change neither parameters nor state of any kind."""
+        """Run one step whose update is masked, so that compilation, first allocations and first messages are not timed;
+        parameters and all state are unchanged."""
         rng = _random_states()
         step = min(self.step, self.config.schedule.steps - 1)
         self._backward(step)
@@ -256,19 +256,20 @@ class Trainer:
         """What gates were like in the last validation, and the control's coefficients and targets now:
         `gate/LAYER` (mean), `gate/variance/LAYER`, `gate/zeros/LAYER`, `gate/alpha/LAYER`, .. by layer of the first
         half; layer L - 1 - l is like l. Empty without gates."""
-        found = (self.census.values() if self.census else {}) | self.control.readings()
+        found = (self.gate_statistics.values() if self.gate_statistics else {}) | self.control.readings()
         return {
             "/".join(filter(None, ("gate", name, str(layer)))): value
             for name, values in found.items()
             for layer, value in enumerate(values)
         }
 
-    def openness(self) -> tuple[list[float], list[float]]:
-        """Parts of tokens, and of products of queries with keys, that gates left open in the last validation, by layer
-        of the first half; empty without gates."""
-        if self.census is None:
+    def open_fractions(self) -> tuple[list[float], list[float]]:
+        """Fractions of tokens, and of products of queries with keys, that gates left open in the last validation, by
+        layer of the first half; empty without gates."""
+        if self.gate_statistics is None:
             return [], []
-        return self.census.openness.tokens.tolist(), self.census.openness.products.tolist()
+        fractions = self.gate_statistics.open_fractions
+        return fractions.tokens.tolist(), fractions.products.tolist()
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: `model`, `optim` (tensors by name, those of a control among them),

@@ -13,7 +13,7 @@ from skipsweep.data.batches import val_seq_len
 from skipsweep.data.text import text_of
 from skipsweep.errors import UserError
 from skipsweep.model.gpt import GPT, build
-from skipsweep.optim.schedule import window_blocks
+from skipsweep.model.window import window_blocks
 from skipsweep.rundir import RunDir
 
 # T tokens

@@ -83,8 +83,8 @@ def test_nothing_is_compiled_again_for_other_windows_and_arms(report: Any) -> No
 
 
 def test_a_wrong_mask_fails(report: Any) -> None:
-    sees = attention.Visible.sees
-    with mock.patch.object(attention.Visible, "sees", lambda self, q, k: sees(self, q, k - 1)):
+    sees = attention.ChunkedMask.sees
+    with mock.patch.object(attention.ChunkedMask, "sees", lambda self, q, k: sees(self, q, k - 1)):
         checks.attention(report, "cpu")
     assert {row["status"] for row in rows(report)} == {"FAILED"}
 

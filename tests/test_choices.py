@@ -16,7 +16,7 @@ from skipsweep.config import RunConfig, recipe_of
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
-from skipsweep.model import count, heads
+from skipsweep.model import count, readout_specs
 from skipsweep.model.gpt import build
 from skipsweep.model.shape import head_rows
 from skipsweep.sweep import launch as launching
@@ -156,7 +156,7 @@ def check_size(run: RunConfig) -> None:
 @pytest.mark.parametrize("choice", MODELS)
 @pytest.mark.parametrize("head", [choice for group, choice in CHOICES if group == "head_type" and choice != "last"])
 def test_every_model_is_built_at_full_size(choice: str, head: str, plan: Plans) -> None:
-    if choice.startswith("skip_middle") and heads.KINDS[head].owns_last_mlp:
+    if choice.startswith("skip_middle") and readout_specs.SPECS[head].owns_last_mlp:
         with pytest.raises(UserError, match=f"head_type={head} has the MLP of model.block=speedrun"):
             plan(f"model={choice}", f"head_type={head}", "skip_layers=[0,1]")
         return

@@ -18,9 +18,9 @@ from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
-from skipsweep.model.gating import means
+from skipsweep.model.gate_targets import means
 from skipsweep.optim.control import Driver, build_driver
-from skipsweep.optim.moments import Census
+from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.sweep import identity
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
@@ -128,11 +128,11 @@ def tensor(gates: Gates) -> torch.Tensor:
 
 def step(at_work: Driver, micro_batches: list[Gates], halted: float = 0.0) -> list[float]:
     """Losses on the gates, without their weights in the batch."""
-    assert at_work.watch is not None
+    assert at_work.observer is not None
     found, weight = [], 1 / len(micro_batches)
     at_work.begin()
     for gates in micro_batches:
-        at_work.watch(tensor(gates))
+        at_work.observer(tensor(gates))
         found.append(at_work.on_top(torch.zeros((), dtype=torch.float64), weight).item() / weight)
     total = at_work.end()
     assert total is not None
@@ -190,9 +190,9 @@ def test_the_loss_moves_gates_towards_their_targets() -> None:
     for level, sign in ((0.9, 1.0), (0.3, -1.0)):
         at_work = driver(c.Proportional(gamma=1.0, delta=0.01))
         gates = torch.full((3, 1, TOKENS), level, dtype=torch.float64, requires_grad=True)
-        assert at_work.watch is not None
+        assert at_work.observer is not None
         step(at_work, [[[level] * TOKENS] * 3])
-        at_work.watch(gates)
+        at_work.observer(gates)
         on_top = at_work.on_top(torch.zeros((), dtype=torch.float64), 1.0)
         on_top.backward()
         assert gates.grad is not None
@@ -279,19 +279,19 @@ def test_what_cannot_be_is_refused(overrides: tuple[str, ...], shipped: Shipped)
 # ---------------------------------------------------------------------------------------------------------- statistics
 
 
-def test_a_census_counts_what_is_left_to_compute() -> None:
-    census = Census(1, torch.device("cpu"))
-    census.add(torch.tensor([[[0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]]))
-    census.add(torch.tensor([[[1.0, 1.0, 0.25]]]))
-    census.reduce(World())
+def test_gate_statistics_count_what_is_left_to_compute() -> None:
+    gate_statistics = GateStatistics(1, torch.device("cpu"))
+    gate_statistics.add(torch.tensor([[[0.5, 0.0, 1.0], [0.0, 0.0, 0.0]]]))
+    gate_statistics.add(torch.tensor([[[1.0, 1.0, 0.25]]]))
+    gate_statistics.reduce(World())
     every = [0.5, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.25]
-    found = census.values()
+    found = gate_statistics.values()
     assert found[""] == [pytest.approx(statistics.fmean(every))]
     assert found["variance"] == [pytest.approx(statistics.pvariance(every))]
     assert found["zeros"] == [pytest.approx(4 / 9)]
-    assert census.openness.tokens.tolist() == [pytest.approx(5 / 9)]
+    assert gate_statistics.open_fractions.tokens.tolist() == [pytest.approx(5 / 9)]
     # of 1 + 2 + 3 products in each of three sequences: 1 + 2, none, and all
-    assert census.openness.products.tolist() == [pytest.approx((3 + 0 + 6) / 18)]
+    assert gate_statistics.open_fractions.products.tolist() == [pytest.approx((3 + 0 + 6) / 18)]
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -19,8 +19,7 @@ from skipsweep.exit_status import Exit
 from skipsweep.generation import command, generate
 from skipsweep.generation.sampling import Sampler, Sampling
 from skipsweep.model import decode
-from skipsweep.model.decode import Decoder, Kept
-from skipsweep.model.gate import SkipMiddle
+from skipsweep.model.decode import Decoder, KVCache
 from skipsweep.model.gpt import GPT
 from skipsweep.rundir import RunDir
 from skipsweep.trained import Trained
@@ -51,13 +50,12 @@ CASES: dict[str, tuple[Any, ...]] = {
 
 
 def model_of(case: str) -> tuple[GPT, RunConfig, Tensor]:
-    """A float64 model for evaluation, that skips where it can, and a text (1, 24)."""
+    """A float64 model for evaluation, and a text (1, 24)."""
     head, sources, changes, gates = CASES[case]
     cfg = recipe(head, sources, **{"seq_len": 24, "dtype": "float64"} | changes)
     if gates is not None:
         cfg = replace(cfg, gate_targets=gates)
     model, (ids, _) = (randomised if gates else shaken)(cfg), tokens(cfg, 1)
-    model.skip = model.gate.skips
     if cfg.data.tokenizer != "none":
         ids[0, 5] = ids[0, 6] = ids[0, 20] = EOT
     return model.eval(), RunConfig(**vars(cfg), logger=None), ids  # type: ignore[arg-type]
@@ -74,7 +72,7 @@ def test_piece_by_piece_is_the_whole_text(case: str) -> None:
     for window in (0, 3):
         decoder = Decoder(model, 24, window)
         pieces = [decoder.features(piece) for piece in ids.split([7, *[1] * 12, 5], 1)]
-        torch.testing.assert_close(torch.cat(pieces, 1), model.features(ids, window), rtol=0, atol=EXACT)
+        torch.testing.assert_close(torch.cat(pieces, 1), model.features(ids, window, skip=True), rtol=0, atol=EXACT)
 
 
 @torch.no_grad()
@@ -104,7 +102,7 @@ def test_long_prompts_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["gates", "gates, llama"])
 def test_closed_tokens_leave_no_keys(case: str) -> None:
-    """In every block just the open ones are kept; where others look at closed keys, all."""
+    """In every block just the open ones are cached; where others look at closed keys, all."""
     model, _, ids = model_of(case)
     opened: list[int] = []
     model.gate.register_forward_hook(lambda _m, _a, g: opened.append(int((g > 0).sum())))
@@ -113,33 +111,33 @@ def test_closed_tokens_leave_no_keys(case: str) -> None:
     for piece in ids.split([10, *[1] * 14], 1):
         decoder.features(piece)
     attended = [block.attention is not None for block in model.blocks]  # type: ignore[union-attr]
-    assert [len(kept) for kept in decoder.kept] == [n * a for n, a in zip(opened[:6], attended, strict=True)]
+    assert [len(cache) for cache in decoder.caches] == [n * a for n, a in zip(opened[:6], attended, strict=True)]
     assert min(opened) < 24
 
 
 @torch.no_grad()
-def test_what_no_later_token_sees_is_given_up() -> None:
+def test_what_no_later_token_sees_is_evicted() -> None:
     """Windows of 2 and 1 blocks of 2 tokens, documents of 7; one that has ended."""
     model, _, ids = model_of("documents")
     ids[:] = 1
     decoder = Decoder(model, 24, 2)
     decoder.features(ids[:, :20])
-    assert [len(kept) for kept in decoder.kept] == [4, 0, 2, 4]
+    assert [len(cache) for cache in decoder.caches] == [4, 0, 2, 4]
     ids[0, 20] = EOT
     decoder.features(ids[:, 20:21])
-    assert [len(kept) for kept in decoder.kept] == [1, 0, 1, 1]
+    assert [len(cache) for cache in decoder.caches] == [1, 0, 1, 1]
 
 
-def test_what_is_kept_is_rarely_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cached_is_rarely_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """64, 128, 256, ... places: all that came before is not moved for every token."""
-    moved, make_room = list[int](), Kept._make_room
-    monkeypatch.setattr(Kept, "_make_room", lambda *given: (moved.append(1), make_room(*given)))
-    kept, new = Kept(), torch.ones(1, 2, 1, 4)
+    moved, make_room = list[int](), KVCache._make_room
+    monkeypatch.setattr(KVCache, "_make_room", lambda *given: (moved.append(1), make_room(*given)))
+    cache, new = KVCache(), torch.ones(1, 2, 1, 4)
     for t in range(300):
-        keys, _, places = kept.add(new * t, new, torch.tensor([t]))
+        keys, _, places = cache.add(new * t, new, torch.tensor([t]))
         if t == 50:
-            kept.give_up(20)
-    assert len(kept) == 280
+            cache.evict(20)
+    assert len(cache) == 280
     assert places.tolist() == keys[0, 1, :, 3].tolist() == list(range(20, 300))
     assert sum(moved) <= 4
 
@@ -292,13 +290,13 @@ def test_runs_without_weights_or_text_are_refused(
         assert why in said.err
 
 
-def test_gates_of_a_run_are_used() -> None:
-    """Which needs no compute.skip: nothing else would be generated without it."""
+def test_closed_blocks_are_counted_layer_by_layer() -> None:
+    """Opposite layers have one gate; five tokens of the prompt, and two that were read after it."""
     model, run, ids = model_of("gates")
-    assert isinstance(model.gate, SkipMiddle)
-    model.skip = False
-    closed = generate.Closed()
+    closed = generate.ClosedCounter()
     list(generate.generate(Trained(run, 1, model), ids[:, :5], 3, Sampling(), closed=closed))
-    assert model.skip
-    assert closed.passed == dict.fromkeys(range(6), 7)
-    assert closed.shares()[2] == closed.shares()[3] > closed.shares()[0]
+    assert closed.tokens == 7
+    shares = closed.shares()
+    assert len(shares) == 6
+    assert shares[2] == shares[3] > shares[0] == shares[5]
+    assert model.gate.observer is None

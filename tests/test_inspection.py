@@ -67,7 +67,7 @@ def test_every_mechanism_inspects_and_contributions_add_up(case: str) -> None:
     found = trace(model, ids, WINDOW)
     parts, remark = contributions(model, found, token_embeddings(cfg))
     stream = torch.einsum("s,std->td", parts.stream_weights, parts.vectors)
-    torch.testing.assert_close(stream, found.left[0], rtol=0, atol=EXACT)
+    torch.testing.assert_close(stream, found.trunk_output[0], rtol=0, atol=EXACT)
     torch.testing.assert_close(parts.parts.sum(0), parts.output, rtol=0, atol=EXACT)
     assert parts.error < EXACT
     assert parts.shares.sum().item() == pytest.approx(1, abs=EXACT)
@@ -89,13 +89,11 @@ def test_every_mechanism_inspects_and_contributions_add_up(case: str) -> None:
 
 
 def test_reading_changes_nothing() -> None:
-    """Hooks and watched sums are gone afterwards, and the pass was the model's own."""
+    """Hooks are gone afterwards, and the pass was the model's own."""
     cfg = recipe("add", (0, 2, "input"), dtype="float64")
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
     before = model.features(ids, WINDOW)
-    sums = [module.sum for module in model.modules() if hasattr(module, "sum")]
     assert torch.equal(trace(model, ids, WINDOW).features, before)
-    assert [module.sum for module in model.modules() if hasattr(module, "sum")] == sums
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(model.features(ids, WINDOW), before)
 
@@ -127,7 +125,7 @@ def test_weights_are_products_of_later_lambdas_over_all_paths() -> None:
     direct, by_skip = 2 * 2 * 2, 0.5 * 2 * 2  # from layer 0: through blocks 1, 2, 3; into block 2, then 3
     start = 2 + 0.25
     x00 = start * (direct + by_skip) + 0.25 * (2 * 2 + 2 + 1)
-    assert linear.left.tolist() == pytest.approx([x00, direct + by_skip, 4, 2, 1])
+    assert linear.trunk_output.tolist() == pytest.approx([x00, direct + by_skip, 4, 2, 1])
 
 
 def test_the_output_is_decoded_as_the_model_decodes_it() -> None:
@@ -140,12 +138,24 @@ def test_the_output_is_decoded_as_the_model_decodes_it() -> None:
     assert [row[0].p for row in output.top] == pytest.approx(p.tolist())
 
 
-def test_concat_heads_decode_a_stream_by_the_last_layers_columns() -> None:
-    cfg = recipe("concat", (0, 1), dtype="float64", softcap=0.0)
+@torch.no_grad()
+@pytest.mark.parametrize("block", ["speedrun", "llama"])
+def test_the_last_layers_stream_is_decoded_as_the_output(block: str) -> None:
+    """Norms divide by the root of the mean square plus `norm_eps`, here as large as the stream itself."""
+    cfg = recipe(dtype="float64", plain=True, block=block, norm_eps=2.0)
     model, (ids, _) = shaken(cfg), tokens(cfg, 1)
-    stream = trace(model, ids, WINDOW).streams[1]
-    wanted = norm(stream)[0] @ model.head.weight[:, : cfg.model.dim].T
-    torch.testing.assert_close(readings.decode(model, stream, normed=True), wanted)
+    decoded = readings.decode(model, trace(model, ids, WINDOW).streams[-1], normed=True)
+    torch.testing.assert_close(decoded, model.logits(ids, WINDOW)[0])
+
+
+@torch.no_grad()
+def test_concat_heads_decode_a_stream_by_the_last_layers_columns() -> None:
+    """As the model does where the other columns are 0."""
+    cfg = recipe("concat", (0, 1), dtype="float64", norm_eps=2.0)
+    model, (ids, _) = shaken(cfg), tokens(cfg, 1)
+    decoded = readings.decode(model, trace(model, ids, WINDOW).streams[-1], normed=True)
+    model.head.weight[:, cfg.model.dim :] = 0
+    torch.testing.assert_close(decoded, model.logits(ids, WINDOW)[0])
 
 
 def test_value_embeddings_are_decoded_as_they_are_and_token_embeddings_normed() -> None:

@@ -19,7 +19,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("published", "rundir"),
     ("imports", "lease", "mirror", "slurm.submission"),
     ("status",),
-    ("distributed", "optim.schedule"),
+    ("distributed",),
     ("data", "analyze", "slurm.squeue", "slurm.batch_step", "slurm.logs"),
     ("model", "optim"),
     ("board", "dashboard", "slurm.cancel", "slurm.settings", "sweep.relative", "upload"),

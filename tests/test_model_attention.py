@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from skipsweep.model import attention
-from skipsweep.model.attention import Visible, attend, attend_layer, block_mask, blocks_seen, documents, uses_flex
-from skipsweep.model.seams import Layer
+from skipsweep.model.attention import ChunkedMask, attend, attend_layer, block_mask, blocks_seen, documents, uses_flex
+from skipsweep.model.seams import LayerContext
 
 HEADS, WIDTH, SCALE = 2, 4, 0.3
 
@@ -68,7 +68,7 @@ def test_each_end_of_text_opens_a_document():
     assert documents(ids, 9).dtype == torch.int32
 
 
-# ------------------------------------------------------------------------------------------------------------- Visible
+# ---------------------------------------------------------------------------------------------------------- ChunkedMask
 
 
 @settings(deadline=None, max_examples=60)
@@ -79,7 +79,7 @@ def test_attention_by_chunks_is_attention_over_what_is_seen(case, chunk, no_docs
     given_ = qkv(docs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "CHUNK", chunk)
-        mask = Visible(docs.shape[1], None if no_docs else docs, window, block)
+        mask = ChunkedMask(docs.shape[1], None if no_docs else docs, window, block)
         ours = with_gradients(attend(*given_, mask, SCALE), given_)
     for our, their in zip(ours, with_gradients(dense(*given_, docs, window, block), given_), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-11, atol=1e-12)
@@ -90,22 +90,24 @@ def test_attention_by_chunks_is_attention_over_what_is_seen(case, chunk, no_docs
 def test_what_is_seen_is_the_definition(case):
     docs, window, block = case
     every = torch.arange(docs.shape[1])
-    found = Visible(docs.shape[1], docs, window, block).sees(every, every)
+    found = ChunkedMask(docs.shape[1], docs, window, block).sees(every, every)
     assert torch.equal(found[:, 0], torch.stack([sees(row, window, block) for row in docs.tolist()]))
 
 
 def test_chunks_look_at_no_keys_beyond_the_window(monkeypatch):
     """Of a long sequence with a short window, memory and time grow with length times window."""
     monkeypatch.setattr(attention, "CHUNK", 8)
-    assert list(Visible(20, None, 2, 4)._chunks()) == [(0, 8, 0), (8, 16, 4), (16, 20, 12)]
-    assert list(Visible(20, None, 0, 4)._chunks()) == [(0, 8, 0), (8, 16, 0), (16, 20, 0)]
+    assert list(ChunkedMask(20, None, 2, 4)._chunks()) == [(0, 8, 0), (8, 16, 4), (16, 20, 12)]
+    assert list(ChunkedMask(20, None, 0, 4)._chunks()) == [(0, 8, 0), (8, 16, 0), (16, 20, 0)]
 
 
 def test_layers_share_the_mask_of_a_sequence_that_is_one_chunk(monkeypatch):
     made = []
-    monkeypatch.setattr(Visible, "sees", lambda self, q, k, sees=Visible.sees: made.append(1) or sees(self, q, k))
+    monkeypatch.setattr(
+        ChunkedMask, "sees", lambda self, q, k, sees=ChunkedMask.sees: made.append(1) or sees(self, q, k)
+    )
     docs = torch.tensor([[0, 0, 1, 1, 1, 2]])
-    mask, given_ = Visible(6, docs, 2, 2), qkv(docs)
+    mask, given_ = ChunkedMask(6, docs, 2, 2), qkv(docs)
     first, second = (attend(*given_, mask, SCALE) for _ in range(2))
     assert torch.equal(first, second)
     assert len(made) == 1
@@ -115,7 +117,7 @@ def test_layers_share_the_mask_of_a_sequence_that_is_one_chunk(monkeypatch):
 def test_other_precisions_see_the_same(dtype):
     docs = torch.tensor([[0, 0, 1, 1, 1, 2]])
     q, k, v = (x.detach().to(dtype) for x in qkv(docs))
-    ours = attend(q, k, v, Visible(6, docs, 2, 2), SCALE)
+    ours = attend(q, k, v, ChunkedMask(6, docs, 2, 2), SCALE)
     assert ours.dtype == dtype
     theirs = dense(q.double(), k.double(), v.double(), docs, 2, 2)
     torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=8 * torch.finfo(dtype).eps)
@@ -232,7 +234,7 @@ def test_flex_attention_gives_what_scaled_dot_product_attention_does():
     with torch.no_grad():
         for window in (1, 2, 3, 5, 0):
             ours = attend(*drawn, block_mask(docs, window, block), SCALE)
-            theirs = attend(*drawn, Visible(length, docs, window, block), SCALE)
+            theirs = attend(*drawn, ChunkedMask(length, docs, window, block), SCALE)
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -251,8 +253,8 @@ def test_flex_attention_sees_gates_as_scaled_dot_product_attention_does(axis: st
     bias[:, ::3] = math.log(1e-6)  # closed
     with torch.no_grad():
         for window in (2, 0):
-            masks = block_mask(docs, window, block), Visible(length, docs, window, block)
-            seen = (Layer((bias, bias), mask, None, None, None)._replace(**{axis: bias}) for mask in masks)
+            masks = block_mask(docs, window, block), ChunkedMask(length, docs, window, block)
+            seen = (LayerContext((bias, bias), mask, None, None, None)._replace(**{axis: bias}) for mask in masks)
             ours, theirs = (attend_layer(*drawn, layer, SCALE) for layer in seen)
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -284,7 +286,7 @@ def test_flex_attentions_gradients_are_those_of_scaled_dot_product_attention(axi
     def gradients(mask: Any) -> tuple[Tensor, Tensor]:
         qkv, open_by = drawn[:3].clone().requires_grad_(), gates.clone().requires_grad_()
         bias = open_by.log()
-        layer = Layer((bias, bias), mask, None, None, None)._replace(**{axis: bias})
+        layer = LayerContext((bias, bias), mask, None, None, None)._replace(**{axis: bias})
         (attend_layer(*qkv, layer, SCALE) * drawn[3]).sum().backward()
         assert qkv.grad is not None
         assert open_by.grad is not None
@@ -292,7 +294,7 @@ def test_flex_attentions_gradients_are_those_of_scaled_dot_product_attention(axi
 
     ours, theirs = (
         gradients(heeding_blocks(block_mask(docs, window, block), docs)),
-        gradients(Visible(length, docs, window, block)),
+        gradients(ChunkedMask(length, docs, window, block)),
     )
     if axis == "key_bias":
         assert theirs[1].abs().max() > 0.1

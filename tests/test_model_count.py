@@ -23,8 +23,8 @@ from skipsweep.model.count import (
 )
 from skipsweep.model.gpt import build
 from skipsweep.model.shape import attention_layers
-from skipsweep.optim.moments import Census
-from skipsweep.optim.schedule import window_blocks
+from skipsweep.model.window import window_blocks
+from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.sweep import identity
 from skipsweep.sweep.entry import from_command_line
 
@@ -212,22 +212,25 @@ def test_what_gates_leave_is_what_a_skipping_pass_computes(trunk):
     gates = Free(init="open", bias=-0.3, attention="keys", floor=1e-6)
     cfg = replace(recipe(**trunk), gate_targets=gates)
     ids, _ = tokens(cfg, batch=3)
-    model, census = build(cfg).eval().requires_grad_(False), Census(2, torch.device("cpu"))
+    model, gate_statistics = build(cfg).eval().requires_grad_(False), GateStatistics(2, torch.device("cpu"))
     model.gate.weight.mul_(20)
-    model.skip, model.gate.watch = True, census.add
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.logits(ids)
+    with (
+        model.gate.observed_by(gate_statistics.add),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model.logits(ids, skip=True)
     counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
-    openness = census.openness.tokens.tolist(), census.openness.products.tolist()
-    assert 0.1 < min(openness[0]) < max(openness[0]) < 0.95
-    columns = inference_columns(cfg, *openness)
+    open_fractions = gate_statistics.open_fractions.tokens.tolist(), gate_statistics.open_fractions.products.tolist()
+    assert 0.1 < min(open_fractions[0]) < max(open_fractions[0]) < 0.95
+    columns = inference_columns(cfg, *open_fractions)
     scores = {name: column.pop("blocks.attention.scores") for name, column in columns.items()}
     maps = sum(flops for op, flops in counted.items() if op in ("aten.mm", "aten.addmm"))
     assert maps == pytest.approx(total(columns["measured"]) * ids.numel(), rel=1e-3)
     assert columns["measured"] == columns["estimated"]
     assert total(columns["estimated"]) < total(columns["dense"])
     per_layer = scores["dense"] / len(attention_layers(cfg.model))
-    parts = [[pairs_of[min(i, 3 - i)] for i in attention_layers(cfg.model)] for pairs_of in openness]
+    parts = [[pairs_of[min(i, 3 - i)] for i in attention_layers(cfg.model)] for pairs_of in open_fractions]
     assert scores["estimated"] == pytest.approx(per_layer * sum(parts[0]), abs=1)
     assert scores["measured"] == pytest.approx(per_layer * sum(parts[1]), abs=1)
     assert inference_columns(cfg, [], []).keys() == {"dense"}

@@ -11,10 +11,10 @@ from model_recipes import DOCUMENTS, EOT, randomised, recipe, tokens
 from skipsweep.config import Free, Recipe, Residual
 from skipsweep.errors import UserError
 from skipsweep.model import count
-from skipsweep.model.attention import Visible, attend_layer
+from skipsweep.model.attention import ChunkedMask, attend_layer
 from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.gpt import GPT, build
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 from skipsweep.sweep import identity
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
@@ -119,9 +119,9 @@ def attended(g: torch.Tensor, axis: str, training: bool = True, docs: torch.Tens
     source = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(2, 2, 7, 4, generator=source, dtype=torch.float64) for _ in range(3))
     gate = SkipMiddle(gated(replace(FREE, attention=axis)), torch.float64).train(training)
-    visible = Visible(7, docs, window, 2)
+    visible = ChunkedMask(7, docs, window, 2)
     none = torch.zeros(0)
-    layer = gate.seen(Layer((none, none), visible, None, None, None), g[..., None])
+    layer = gate.bias_attention(LayerContext((none, none), visible, None, None, None), g[..., None])
     sees = visible.sees(torch.arange(7), torch.arange(7))
     weights = (0.5 * q @ k.mT).exp() * sees
     weights = weights * g[:, None, None, :].clamp(min=1e-6 if training else 0.0) if axis == "keys" else weights

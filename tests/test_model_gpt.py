@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from model_recipes import ARMS, AWAY, DOCUMENTS, EOT, OWNERS, RESIDUAL, randomised, recipe, tokens
+from neutral_settings import HEADS, Neutral
 from torch import nn
 from torch.func import functional_call
 
@@ -15,7 +16,7 @@ from skipsweep.config import Embeddings, LambdaInit, Recipe, Residual
 from skipsweep.model.gpt import GPT, build
 from skipsweep.model.init import ROLES, parameter_roles
 from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.readout import NEUTRAL, READOUTS, Neutral
+from skipsweep.model.readout import READOUTS
 from skipsweep.model.seams import Context, Gate, Inject
 from skipsweep.model.shape import scalars
 
@@ -33,8 +34,8 @@ def with_settings(cfg: Recipe, settings: dict) -> Recipe:
 # ------------------------------------------------------------------------------------------------------------- neutral
 
 
-def test_every_mechanism_declares_its_neutral_setting():
-    assert set(NEUTRAL) == set(READOUTS) - {"last"}
+def test_every_head_has_a_neutral_setting():
+    assert set(HEADS) == set(READOUTS) - {"last"}
 
 
 @pytest.mark.parametrize(("head", "layers"), SKIPPING)
@@ -43,7 +44,7 @@ def test_every_mechanism_declares_its_neutral_setting():
 def test_at_its_neutral_setting_a_mechanism_is_the_baseline(head, layers, size, widen):
     if widen and head not in OWNERS:
         pytest.skip("has no such switch")
-    neutral = NEUTRAL[head]
+    neutral = HEADS[head]
     base = randomised(recipe(**size))
     arm = build(
         with_settings(recipe(head, layers, **size, **({"widen_head": widen} if widen else {})), neutral.settings)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_recipes import recipe
 
-from skipsweep.model.attention import Visible
+from skipsweep.model.attention import ChunkedMask
 from skipsweep.model.blocks import Block, relu_squared, rotate
 from skipsweep.model.context import TokenContext, rotary_table
 from skipsweep.model.norm import norm
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
@@ -182,7 +182,7 @@ def block_and_input(value_norm=False, scale=0.0, values=False, **changes):
     for n, parameter in enumerate(block.parameters()):
         parameter.data = draw(*parameter.shape, seed=n)
     beside = (draw(2, 6, 8, seed=7), *torch.tensor([0.7, -0.4], dtype=torch.float64)) if values else (None, None, None)
-    return block, draw(2, 6, 8, seed=9), Layer(table(6, 4, 2, 100.0), Visible(6, None, 0, 128), *beside)
+    return block, draw(2, 6, 8, seed=9), LayerContext(table(6, 4, 2, 100.0), ChunkedMask(6, None, 0, 128), *beside)
 
 
 @pytest.mark.parametrize("value_norm", [False, True])

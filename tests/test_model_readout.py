@@ -17,10 +17,10 @@ from skipsweep import config as c
 from skipsweep.errors import UserError
 from skipsweep.model.count import flops_per_token, parameters, total
 from skipsweep.model.gpt import GPT, build
-from skipsweep.model.heads import KINDS, NAMED, matrices
 from skipsweep.model.init import parameter_roles
 from skipsweep.model.lambdas import Lambdas
 from skipsweep.model.readout import READOUTS
+from skipsweep.model.readout_specs import NAMED, SPECS, matrices
 from skipsweep.model.seams import Context, Readout
 from skipsweep.model.shape import scalars
 from skipsweep.sweep import identity
@@ -68,7 +68,7 @@ SUMS = {
 
 @pytest.mark.parametrize("head", SUMS)
 def test_sums_are_their_formulas(head: str) -> None:
-    sources = SOURCES if "extra" in KINDS[head].named else SOURCES[:3]
+    sources = SOURCES if "extra" in SPECS[head].named else SOURCES[:3]
     seen = Seen(head, sources)
     each = [seen.h[0], seen.h[2], seen.x00, seen.extra][: len(sources)]
     weights = [1.0 if head == "add_fixed_x" else 0.8, *WEIGHTS["skip_lambda"]]
@@ -224,7 +224,7 @@ def test_what_a_head_adds(head: str, sources: tuple, scalars_and_tables: int, in
 def test_a_block_has_its_mlp_unless_the_readout_has_it(head: str) -> None:
     model = build(recipe(head, () if head == "last" else (1,)))
     owned = head in OWNERS
-    assert model.readout.owns_last_mlp == KINDS[head].owns_last_mlp == owned
+    assert model.readout.owns_last_mlp == SPECS[head].owns_last_mlp == owned
     assert [block.mlp is None for block in model.blocks] == [False, False, False, owned]
     assert build(recipe(head)).blocks[3].mlp is not None, "without sources it is the baseline"
 
@@ -446,7 +446,7 @@ def test_a_start_value_that_a_head_has_not_is_neutral() -> None:
         head = cls(**({"width": 2} if cls is c.ConcatMLPNarrow else {}))
         found = canonical([] if name == "last" else [0], head, lambda_init=init).lambda_init
         used[name] = {k for k in ("x_lambda", "skip_lambda", "backout") if getattr(found, k) == getattr(init, k)}
-    assert used == {head: set(kind.lambdas) for head, kind in KINDS.items()}
+    assert used == {head: set(spec.lambdas) for head, spec in SPECS.items()}
 
 
 def test_what_is_left_of_unnormed_without_layers_is_add() -> None:
@@ -502,10 +502,10 @@ def test_the_width_that_is_valid_just_is() -> None:
 
 
 def test_every_head_says_what_it_takes() -> None:
-    assert set(KINDS) == set(READOUTS) == set(c.choices(c.HeadType))
-    for head, kind in KINDS.items():
-        assert list(kind.named) == [source for source in NAMED if source in kind.named], head
-        assert not (kind.lambdas and kind.owns_last_mlp)
+    assert set(SPECS) == set(READOUTS) == set(c.choices(c.HeadType))
+    for head, spec in SPECS.items():
+        assert list(spec.named) == [source for source in NAMED if source in spec.named], head
+        assert not (spec.lambdas and spec.owns_last_mlp)
 
 
 def test_an_owned_mlp_is_compiled_as_blocks_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,5 +524,5 @@ def test_the_documents_table_of_heads_says_what_each_takes() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
     documented = {row[0].strip("`"): row[3] for row in rows if len(row) == 5 and row[3] != "sources"}
     assert documented == {
-        head: ", ".join(["layers", *kind.named]) if head != "last" else "none" for head, kind in KINDS.items()
+        head: ", ".join(["layers", *spec.named]) if head != "last" else "none" for head, spec in SPECS.items()
     }

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from model_recipes import RESIDUAL, TRUNK, randomised, recipe, tokens
+from neutral_settings import BETWEEN_BLOCKS
 from torch import Tensor
 
 from skipsweep.config import Embeddings, LambdaInit, Recipe, Residual
 from skipsweep.model.count import flops_per_token, parameters
 from skipsweep.model.gpt import build
-from skipsweep.model.inject import NEUTRAL
 from skipsweep.model.seams import Context
 from skipsweep.model.shape import scalars, weights
 
@@ -118,17 +118,17 @@ def test_blocks_side_by_side_do_not_see_each_other():
 def test_heads_see_the_tails_outputs_too():
     cfg = recipe("add", (2, 4), residual=TAIL, skip_lambda=[0.3, 0.4], **DEEP)
     model, (ids, _) = randomised(cfg), tokens(cfg)
-    assert model.kept == {0, 1, 2, 3, 4, 5}
+    assert model.kept_layers == {0, 1, 2, 3, 4, 5}
     assert model.logits(ids).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------------- neutral
 
 
-def test_every_mechanism_declares_its_neutral_setting():
+def test_every_mechanism_has_its_neutral_setting_said():
     """`None`: there is none."""
-    assert NEUTRAL.keys() == {"unet", "unet, sigmoid", "rolling", "parallel_tail", "mix"}
-    assert {name for name, neutral in NEUTRAL.items() if neutral is None} == {"unet, sigmoid", "parallel_tail"}
+    assert BETWEEN_BLOCKS.keys() == {"unet", "unet, sigmoid", "rolling", "parallel_tail", "mix"}
+    assert {name for name, neutral in BETWEEN_BLOCKS.items() if neutral is None} == {"unet, sigmoid", "parallel_tail"}
 
 
 OWN = {"unet": (Residual(unet=UNET), Residual()), "rolling": (ROLLING, Residual(unet=UNET))}
@@ -136,7 +136,7 @@ OWN = {"unet": (Residual(unet=UNET), Residual()), "rolling": (ROLLING, Residual(
 
 @pytest.mark.parametrize("name", OWN)
 def test_at_its_neutral_setting_a_mechanism_is_the_baseline_bit_for_bit(name):
-    neutral = NEUTRAL[name]
+    neutral = BETWEEN_BLOCKS[name]
     assert neutral is not None
     assert neutral.tolerance == 0
     init = {key.removeprefix("lambda_init."): value for key, value in neutral.settings.items()}
@@ -154,7 +154,7 @@ def test_at_its_neutral_setting_a_mechanism_is_the_baseline_bit_for_bit(name):
 
 
 def test_mix_is_nothing_at_its_neutral_setting():
-    neutral = NEUTRAL["mix"]
+    neutral = BETWEEN_BLOCKS["mix"]
     assert neutral is not None
     init = {key.removeprefix("lambda_init."): value for key, value in neutral.settings.items()}
     ids, targets = tokens(recipe())

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import neutral_settings
 import pytest
 import torch
 from model_recipes import recipe, shaken, tokens
@@ -13,8 +14,6 @@ from skipsweep.config import Embeddings, Free, Recipe, Residual
 from skipsweep.errors import UserError
 from skipsweep.model import count
 from skipsweep.model.gpt import GPT, build
-from skipsweep.model.inject import NEUTRAL as NEUTRAL_BETWEEN
-from skipsweep.model.readout import NEUTRAL as NEUTRAL_HEADS
 from skipsweep.model.wiring import mlp_hidden
 from skipsweep.optim.schedule import lr_factor
 from skipsweep.sweep import identity
@@ -111,8 +110,8 @@ def test_the_gated_model_is_the_references(scheme: str) -> None:
     with torch.no_grad():
         wanted = torch.stack([reference(p, cfg).logits(one, training=False) for one in ids])
         assert (wanted - theirs).abs().max() > 1e-6
-        for model.skip in (False, True):
-            assert (model.logits(ids) - wanted).abs().max() < 1e-10
+        for skip in (False, True):
+            assert (model.logits(ids, skip=skip) - wanted).abs().max() < 1e-10
 
 
 @torch.no_grad()
@@ -174,9 +173,9 @@ def test_no_token_sees_a_later_one(scheme: str) -> None:
 # ----------------------------------------------------------------------------------------------------- other mechanisms
 
 
-@pytest.mark.parametrize("head", [name for name, neutral in NEUTRAL_HEADS.items() if not neutral.wider])
+@pytest.mark.parametrize("head", [name for name, neutral in neutral_settings.HEADS.items() if not neutral.wider])
 def test_heads_are_the_baseline_at_their_neutral_setting(head: str) -> None:
-    neutral = NEUTRAL_HEADS[head]
+    neutral = neutral_settings.HEADS[head]
     changes = {key.split(".")[1]: value for key, value in neutral.settings.items()}
     trunk: dict[str, Any] = {"init_std": 0.1, "norm_eps": 0.0}  # `add_renorm` differs by half of norm_eps
     base, cfg = llama(**trunk), llama(head, (0, 2), **trunk, **changes)
@@ -188,7 +187,7 @@ def test_heads_are_the_baseline_at_their_neutral_setting(head: str) -> None:
 def test_skips_and_sums_are_the_baseline_at_their_neutral_setting() -> None:
     between: dict[str, Any] = {}
     for name in ("unet", "rolling", "mix"):
-        neutral = NEUTRAL_BETWEEN[name]
+        neutral = neutral_settings.BETWEEN_BLOCKS[name]
         assert neutral is not None
         between |= {key.split(".")[1]: value for key, value in neutral.settings.items()}
     groups = {

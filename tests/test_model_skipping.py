@@ -82,10 +82,7 @@ GATES: dict[str, Any] = {
 
 def both(model: GPT, ids: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
     """Logits by masking, and by skipping."""
-    model.skip = False
-    masked = model.logits(ids, window)
-    model.skip = True
-    return masked, model.logits(ids, window)
+    return model.logits(ids, window), model.logits(ids, window, skip=True)
 
 
 @torch.no_grad()
@@ -124,11 +121,11 @@ def test_blocks_see_open_tokens_only(trunk: str) -> None:
     model, ids = model_of(trunk)
     some, none, all_ = nested((3, 24))[1], torch.zeros(3, 24), torch.ones(3, 24)
     tell(model, [all_, some, none])
-    model.skip, seen = True, []
+    seen = []
     for block in model.blocks:
         inner = block.forward
         block.forward = lambda x, g, layer, inner=inner: (seen.append((x.shape[:2], g, layer)), inner(x, g, layer))[1]
-    model.logits(ids)
+    model.logits(ids, skip=True)
     opened = int((some > 0).sum())
     assert 0 < opened < 72
     assert [tuple(shape) for shape, _, _ in seen] == [(3, 24), (1, opened), (1, opened), (3, 24)]

@@ -17,7 +17,8 @@ from skipsweep.model.gpt import GPT, build
 from skipsweep.model.head import Head
 from skipsweep.model.norm import norm
 from skipsweep.model.shape import scalars
-from skipsweep.optim.schedule import lr_factor, window_blocks
+from skipsweep.model.window import window_blocks
+from skipsweep.optim.schedule import lr_factor
 from skipsweep.sweep import identity, validate
 from skipsweep.sweep.entry import from_command_line
 

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from skipsweep.config import Constant, Cosine, Model, Muon, Trapezoid
-from skipsweep.optim.schedule import lr_factor, momentum, window_blocks
+from skipsweep.model.window import window_blocks
+from skipsweep.optim.schedule import lr_factor, momentum
 
 
 def test_trapezoid_is_flat_then_falls_to_its_end() -> None:
@@ -82,11 +83,3 @@ def test_the_records_momentum() -> None:
 
 def test_momentum_without_a_warm_up() -> None:
     assert momentum(Muon(momentum=0.9, momentum_start=0.5), 0) == 0.9
-
-
-def test_the_records_window() -> None:
-    """3456 tokens by blocks of 128, as listed along the run (medium track)."""
-    model = Model(window=3456, window_block=128, window_growth="cubic")
-    tokens = {0: 128, 1: 896, 2: 1408, 3: 1664, 4: 1792, 6: 1792, 7: 1920, 8: 2176, 9: 2688, 10: 3456}
-    schedule = Trapezoid(steps=5590, cooldown=0.7, final=0.01)
-    assert {x: 128 * window_blocks(model, schedule, 559 * x) for x in tokens} == tokens

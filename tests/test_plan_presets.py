@@ -9,7 +9,8 @@ from runs import configuration
 
 from skipsweep import config as c
 from skipsweep.errors import UserError
-from skipsweep.optim.schedule import lr_factor, window_blocks
+from skipsweep.model.window import window_blocks
+from skipsweep.optim.schedule import lr_factor
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.validate import validate

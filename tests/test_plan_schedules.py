@@ -16,7 +16,8 @@ from runs import configuration
 
 from skipsweep import cli
 from skipsweep.config import AdamW, Config, Constant, Cosine, Muon, Schedule, Trapezoid
-from skipsweep.optim.schedule import lr_factor, momentum, short_window_blocks, window_blocks
+from skipsweep.model.window import short_window_blocks, window_blocks
+from skipsweep.optim.schedule import lr_factor, momentum
 from skipsweep.sweep import chart, schedules
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep.schedules import Curve, Drawing, drawings

@@ -12,7 +12,7 @@ from skipsweep import trained
 from skipsweep.data.text import TextStream, text_of
 from skipsweep.data.tokenizer import end_of_text
 from skipsweep.errors import UserError
-from skipsweep.generation.generate import Closed, generate, room
+from skipsweep.generation.generate import ClosedCounter, generate, room
 from skipsweep.generation.sampling import Sampling
 from skipsweep.rundir import RunDir
 
@@ -20,7 +20,7 @@ DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedToken:
     """One token of the text."""
 
     id: int
@@ -38,7 +38,7 @@ class Generated:
     prompt: str
     text: str
     """What follows the prompt; an end-of-text is not part of it."""
-    tokens: list[Made]
+    tokens: list[GeneratedToken]
     ended: str
     """`end of text` or `tokens`: as many as were asked for."""
     closed: list[float]
@@ -67,7 +67,7 @@ def run(
     given = trained.load(asked)
     given.model.to(device)
     content, last = trained.bytes_of(config), end_of_text(config.data.tokenizer) if stop else None
-    closed, made, stream, parts = Closed(), list[Made](), TextStream(), list[str]()
+    closed, generated, stream, parts = ClosedCounter(), list[GeneratedToken](), TextStream(), list[str]()
 
     def told(part: str) -> None:
         parts.append(part)
@@ -75,15 +75,15 @@ def run(
 
     started = time.perf_counter()
     for one in generate(given, prompt.to(device), tokens, how, last, closed):
-        made.append(Made(one.id, text_of(content(one.id)), one.p))
+        generated.append(GeneratedToken(one.id, text_of(content(one.id)), one.p))
         if one.id != last:
             told(stream.add(content(one.id)))
     told(stream.end())
     seconds = time.perf_counter() - started
-    ended = "end of text" if made[-1].id == last else "tokens"
-    skipped = given.model.skip and bool(closed.passed)
+    ended = "end of text" if generated[-1].id == last else "tokens"
+    skipped = given.model.gate.skips
     return Generated(
-        asked.name, given.step, text, "".join(parts), made, ended, closed.shares(), skipped, round(seconds, 3)
+        asked.name, given.step, text, "".join(parts), generated, ended, closed.shares(), skipped, round(seconds, 3)
     )
 
 
@@ -120,12 +120,12 @@ def _harmless(text: str) -> Iterator[str]:
         yield f"<0x{ord(c):02X}>" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
 
 
-def summary(found: Generated) -> str:
+def summary(generated: Generated) -> str:
     """One line about what was done."""
-    count = len(found.tokens)
-    ended = " (end of text)" if found.ended == "end of text" else ""
-    line = f"{found.run}, step {found.step}: {count} tokens{ended} in {found.seconds:.1f} s"
-    if found.closed:
-        share = sum(found.closed) / len(found.closed)
-        line += f"; blocks closed to {100 * share:.0f} % of tokens" + ("" if found.skipped else ", but computed")
+    count = len(generated.tokens)
+    ended = " (end of text)" if generated.ended == "end of text" else ""
+    line = f"{generated.run}, step {generated.step}: {count} tokens{ended} in {generated.seconds:.1f} s"
+    if generated.closed:
+        share = sum(generated.closed) / len(generated.closed)
+        line += f"; blocks closed to {100 * share:.0f} % of tokens" + ("" if generated.skipped else ", but computed")
     return line

@@ -4,9 +4,7 @@ Legend: B batch, T time.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from skipsweep.config import RunConfig
 from skipsweep.errors import UserError
 from skipsweep.generation.sampling import Sampler, Sampling
 from skipsweep.model.decode import Decoder
-from skipsweep.model.gpt import GPT
 from skipsweep.trained import Trained
 
 TOKENS = 200
@@ -30,17 +27,24 @@ class Next:
     p: float
 
 
-@dataclass
-class Closed:
+class ClosedCounter:
     """How often every block was closed to a token that passed it."""
 
-    closed: dict[int, int] = field(default_factory=dict)
-    passed: dict[int, int] = field(default_factory=dict)
-    """Layer -> tokens."""
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._closed: Tensor | None = None
+        """Of these, per pair of layers (pairs,); None without gates."""
+
+    def add(self, gates: Tensor) -> None:
+        """Count the gates (pairs, 1, T) of one pass."""
+        closed = (gates <= 0).sum((1, 2))
+        self._closed = closed if self._closed is None else self._closed + closed
+        self.tokens += gates[0].numel()
 
     def shares(self) -> list[float]:
         """Per layer; empty without gates."""
-        return [self.closed[i] / self.passed[i] for i in sorted(self.passed)]
+        by_pair = [] if self._closed is None else [closed / self.tokens for closed in self._closed.tolist()]
+        return [*by_pair, *reversed(by_pair)]
 
 
 def room(config: RunConfig, prompt: int, tokens: int | None) -> int:
@@ -60,37 +64,21 @@ def room(config: RunConfig, prompt: int, tokens: int | None) -> int:
 
 
 def generate(
-    given: Trained, prompt: Tensor, tokens: int, how: Sampling, last: int | None = None, closed: Closed | None = None
+    given: Trained,
+    prompt: Tensor,
+    tokens: int,
+    how: Sampling,
+    last: int | None = None,
+    closed: ClosedCounter | None = None,
 ) -> Iterator[Next]:
-    """Draw `tokens` tokens after `prompt` (1, T), fewer where one of them is `last`.
-
-    Blocks compute what their gates leave open, and nothing else, where the gates allow it (`Gate.skips`). `closed`
-    counts what they do not.
-    """
-    model, config = given.model, given.config
-    model.skip = model.gate.skips
-    decoder = Decoder(model, prompt.shape[1] + tokens, given.window)
-    sampler = Sampler(how, config.data.vocab_size)
+    """Draw `tokens` tokens after `prompt` (1, T), fewer where one of them is `last`; `closed` counts gates."""
+    decoder = Decoder(given.model, prompt.shape[1] + tokens, given.window)
+    sampler = Sampler(how, given.config.data.vocab_size)
     news = prompt
-    with _watched(model, closed or Closed()):
+    with given.model.gate.observed_by(closed.add if closed else None):
         for _ in range(tokens):
             drawn, p = sampler.draw(decoder.logits(news))
             yield Next(drawn, p)
             if drawn == last:
                 return
             news = prompt.new_tensor([[drawn]])
-
-
-@contextmanager
-def _watched(model: GPT, closed: Closed) -> Iterator[None]:
-    def count(_: Any, args: Any, g: Tensor | None) -> None:
-        if g is not None:
-            layer = args[0]
-            closed.closed[layer] = closed.closed.get(layer, 0) + int((g <= 0).sum())
-            closed.passed[layer] = closed.passed.get(layer, 0) + g.numel()
-
-    hook = model.gate.register_forward_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()

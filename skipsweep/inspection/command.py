@@ -10,14 +10,14 @@ from skipsweep.rundir import RunDir
 
 
 def run(asked: RunDir, text: str | None, top: int, layers: str | None, out: Path | None) -> tuple[Inspection, Path]:
-    """Inspect a run and write the files; returns what was found, and their folder. Raises UserError."""
-    found = inspect(asked, text, top, _layers(layers))
+    """Inspect a run and write the files; returns the inspection, and their folder. Raises UserError."""
+    inspection = inspect(asked, text, top, _layers(layers))
     folder = out or asked.inspection
     try:
-        write(found, folder)
+        write(inspection, folder)
     except OSError as problem:
         raise UserError(f"{folder} cannot be written: {problem.strerror}; valid: --out FOLDER") from problem
-    return found, folder
+    return inspection, folder
 
 
 def _layers(text: str | None) -> list[int] | None:

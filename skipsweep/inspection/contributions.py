@@ -13,8 +13,8 @@ from torch import Tensor
 
 from skipsweep.inspection.trace import Trace
 from skipsweep.model.gpt import GPT
-from skipsweep.model.heads import EXTRA, INPUT
 from skipsweep.model.readout import Add
+from skipsweep.model.readout_specs import EXTRA, INPUT
 from skipsweep.model.seams import Context, Outputs
 
 LINEAR = 1e-2
@@ -29,7 +29,7 @@ class Linear:
     names: list[str]
     layers: list[Tensor]
     """Per layer: weight of every source (S,) in the stream after it, float64."""
-    left: Tensor
+    trunk_output: Tensor
     """The same (S,) of the stream that leaves the trunk."""
 
 
@@ -79,19 +79,21 @@ def unroll(model: GPT, embeddings: list[str]) -> Linear:
         x = model.inject(i, x, ctx, outputs) + units[len(embeddings) + i]
         outputs[i] = x
         layers.append(x.flatten())
-    return Linear(names, layers, model.inject.leave(x, ctx, outputs).flatten())
+    return Linear(names, layers, model.inject.trunk_output(x, ctx, outputs).flatten())
 
 
 @torch.no_grad()
-def contributions(model: GPT, found: Trace, embeddings: list[str]) -> tuple[Contributions, str | None]:
+def contributions(model: GPT, traced: Trace, embeddings: list[str]) -> tuple[Contributions, str | None]:
     """The output of a pass as a sum over sources, and a remark where the readout's own part is not linear."""
     linear = unroll(model, embeddings)
-    deltas = [after - before for before, after in zip(found.given, found.streams, strict=True)]
-    vectors = torch.stack([v[0].double() for v in (*found.ctx.embeddings, *deltas)])
-    stream = linear.left.expand(vectors.shape[1], -1)
-    of_stream = Contributions(linear.names, "stream", linear.left, stream, vectors, found.left[0].double())
+    deltas = [after - before for before, after in zip(traced.block_inputs, traced.streams, strict=True)]
+    vectors = torch.stack([v[0].double() for v in (*traced.ctx.embeddings, *deltas)])
+    stream = linear.trunk_output.expand(vectors.shape[1], -1)
+    of_stream = Contributions(
+        linear.names, "stream", linear.trunk_output, stream, vectors, traced.trunk_output[0].double()
+    )
     return (
-        _with_readout(model, found, linear, of_stream) if isinstance(model.readout, Add) else _plain(model, of_stream)
+        _with_readout(model, traced, linear, of_stream) if isinstance(model.readout, Add) else _plain(model, of_stream)
     )
 
 
@@ -104,34 +106,34 @@ def _plain(model: GPT, of_stream: Contributions) -> tuple[Contributions, str | N
 
 
 def _with_readout(
-    model: GPT, found: Trace, linear: Linear, of_stream: Contributions
+    model: GPT, traced: Trace, linear: Linear, of_stream: Contributions
 ) -> tuple[Contributions, str | None]:
     """The readout's weighted sum, each of its terms being a multiple of a stream or embedding."""
-    readout, made = model.readout, found.sums["readout", len(model.blocks)]
+    readout, readout_sum = model.readout, traced.sums["readout", len(model.blocks)]
     assert isinstance(readout, Add)
     names, vectors = list(linear.names), of_stream.vectors
-    plain = [found.left, *readout.plain(found.left, found.outputs, found.ctx)]
-    rows = [linear.left]
+    plain = [traced.trunk_output, *readout.plain(traced.trunk_output, traced.outputs, traced.ctx)]
+    rows = [linear.trunk_output]
     for source, h in zip(readout.sources, plain[1:], strict=True):
         if source == EXTRA:
             names, vectors = [*names, EXTRA], torch.cat((vectors, h.double()))
         rows.append(linear.layers[source] if isinstance(source, int) else _unit(names, linear, source))
     rows = [torch.nn.functional.pad(row, (0, len(names) - len(row))) for row in rows]
     weights = torch.zeros(vectors.shape[1], len(names), dtype=torch.float64, device=vectors.device)
-    for weight, term, h, row in zip(made.weights, made.terms, plain, rows, strict=True):
+    for weight, term, h, row in zip(readout_sum.weights, readout_sum.terms, plain, rows, strict=True):
         factor = _multiple(term, h)
         if factor is None:
             what = type(readout).__name__
             return of_stream, f"{what} is not linear in its sources: contributions are to the last layer's stream"
         weights += weight * factor[:, None] * row
-    stream_weights = torch.nn.functional.pad(linear.left, (0, len(names) - len(linear.left)))
-    return Contributions(names, "readout", stream_weights, weights, vectors, made.result[0].double()), None
+    stream_weights = torch.nn.functional.pad(linear.trunk_output, (0, len(names) - len(linear.trunk_output)))
+    return Contributions(names, "readout", stream_weights, weights, vectors, readout_sum.result[0].double()), None
 
 
 def _unit(names: list[str], linear: Linear, source: str) -> Tensor:
     """Weights of an embedding that is a source itself (S,)."""
     place = 0 if source == INPUT else names.index(source)
-    return torch.eye(len(names), dtype=torch.float64, device=linear.left.device)[place]
+    return torch.eye(len(names), dtype=torch.float64, device=linear.trunk_output.device)[place]
 
 
 def _multiple(term: Tensor, of: Tensor) -> Tensor | None:

@@ -37,7 +37,7 @@ class Lens:
 
     @property
     def title(self) -> str:
-        """`what`, and where a vector was decoded as it is, that it was."""
+        """`what`, marked '(not normed)' if the vector was decoded without a norm."""
         return self.what if self.normed or self.what == "output" else f"{self.what} (not normed)"
 
 

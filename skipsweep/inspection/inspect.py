@@ -34,21 +34,21 @@ def inspect(run: RunDir, text: str | None = None, k: int = 5, layers: Sequence[i
     streams are decoded; None: all. Raises UserError for a run without weights, and for what cannot be read.
     """
     wanted = _layers(trained.read_config(run), layers)
-    found = trained.load(run)
-    rows = found.model.head.weight.shape[0]
+    loaded = trained.load(run)
+    rows = loaded.model.head.weight.shape[0]
     if not 1 <= k <= rows:
         raise UserError(f"--top {k}; valid: 1 to {rows}, the rows of the head")
-    ids, source = _prompt(found.config, text)
-    return read(found, run.name, ids, source, k, wanted)
+    ids, source = _prompt(loaded.config, text)
+    return read(loaded, run.name, ids, source, k, wanted)
 
 
 def read(given: Trained, run: str, ids: Tensor, source: str, k: int, layers: Sequence[int]) -> Inspection:
     """All readings of a model on `ids` (1, T), with the attention window that it had."""
     model, config = given.model, given.config
-    found, name = trace(model, ids, given.window), trained.namer(config)
-    embeddings, values = dict(zip(token_embeddings(config), found.ctx.embeddings, strict=True)), _values(model, ids)
-    parts, remark = contributions(model, found, list(embeddings))
-    latents = found.features[0]
+    traced, name = trace(model, ids, given.window), trained.namer(config)
+    embeddings, values = dict(zip(token_embeddings(config), traced.ctx.embeddings, strict=True)), _values(model, ids)
+    parts, remark = contributions(model, traced, list(embeddings))
+    latents = traced.features[0]
     return Inspection(
         run=run,
         step=given.step,
@@ -57,10 +57,10 @@ def read(given: Trained, run: str, ids: Tensor, source: str, k: int, layers: Seq
         prompt=[Token(i, name(i)) for i in ids[0].tolist()],
         notes=[*_notes(model, config), *([remark] if remark else [])],
         lambdas=model.lambdas(),
-        lens=_lenses(model, found, embeddings, values, k, layers, name),
-        stream_rms={f"layer {i}": readings.rms(x) for i, x in enumerate(found.streams)},
+        lens=_lenses(model, traced, embeddings, values, k, layers, name),
+        stream_rms={f"layer {i}": readings.rms(x) for i, x in enumerate(traced.streams)},
         embedding_rms={what: readings.rms(x) for what, x in (embeddings | values).items()},
-        shares=[asdict(one) for one in readings.shares(model, found)],
+        shares=[asdict(one) for one in readings.shares(model, traced)],
         contributions_of=parts.of,
         contributions=_sources(parts),
         contributions_error=parts.error,
@@ -101,7 +101,7 @@ def _values(model: GPT, ids: Tensor) -> dict[str, Tensor]:
 
 def _lenses(
     model: GPT,
-    found: Trace,
+    traced: Trace,
     embeddings: dict[str, Tensor],
     values: dict[str, Tensor],
     k: int,
@@ -111,30 +111,30 @@ def _lenses(
     def lens(what: str, normed: bool, logits: Tensor, aside: bool = False) -> Lens:
         return Lens(what, normed, aside, [[Guess(i, name(i), p) for i, p in row] for row in readings.top(logits, k)])
 
-    streams = {f"layer {i}": found.streams[i] for i in layers}
+    streams = {f"layer {i}": traced.streams[i] for i in layers}
     with torch.no_grad():
-        output = model.head(found.features)[0]
+        output = model.head(traced.features)[0]
     return [
         *(lens(what, True, readings.decode(model, x, normed=True)) for what, x in streams.items()),
         lens("output", False, output),
         *(lens(what, True, readings.decode(model, x, normed=False)) for what, x in embeddings.items()),
         *(lens(what, False, readings.decode(model, x, normed=False)) for what, x in values.items()),
-        *(lens(what, False, readings.decode(model, x, False), aside=True) for what, x in _added(model, found).items()),
+        *(lens(what, False, readings.decode(model, x, False), aside=True) for what, x in _added(model, traced).items()),
     ]
 
 
 @torch.no_grad()
-def _added(model: GPT, found: Trace) -> dict[str, Tensor]:
+def _added(model: GPT, traced: Trace) -> dict[str, Tensor]:
     """What attention adds of a value embedding (1, T, D) where a token looks at itself alone: W_o (lambda ve), before
     gates on heads; for every layer that has one."""
-    made = {}
-    for i, layer in enumerate(found.ctx.layers):
+    added = {}
+    for i, layer in enumerate(traced.ctx.layers):
         attention: Any = model.blocks[i].attention
         if layer.value_embedding is not None and layer.value_embedding_lambda is not None and attention is not None:
             value = layer.value_embedding_lambda * layer.value_embedding
             name = readings.value_name(model, i)
-            made[f"{name}, layer {i}"] = torch.nn.functional.linear(value, attention.out)
-    return made
+            added[f"{name}, layer {i}"] = torch.nn.functional.linear(value, attention.out)
+    return added
 
 
 def _sources(parts: Contributions) -> list[Source]:

@@ -20,15 +20,15 @@ SCALE = 2.0
 """Pixels of the PNG per unit of the SVG."""
 
 
-def save(found: Inspection, folder: Path) -> list[Path]:
+def save(inspection: Inspection, folder: Path) -> list[Path]:
     """Write tokens, streams and contributions as SVG and PNG; returns their paths."""
     import vl_convert
 
     paths = []
     for name, chart in (
-        ("tokens", tokens(found)),
-        ("streams", streams(found)),
-        ("contributions", contributions(found)),
+        ("tokens", tokens(inspection)),
+        ("streams", streams(inspection)),
+        ("contributions", contributions(inspection)),
     ):
         spec = chart.to_json()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
@@ -38,16 +38,16 @@ def save(found: Inspection, folder: Path) -> list[Path]:
     return paths
 
 
-def tokens(found: Inspection) -> Any:
+def tokens(inspection: Inspection) -> Any:
     """Heat map: the likeliest next token at every position, as decoded from every layer, the output and embeddings."""
-    few = [lens for lens in found.lens if not lens.aside]
+    few = [lens for lens in inspection.lens if not lens.aside]
     rows = [
         {"at": at, "what": lens.title, "token": _cell(guesses[0].text), "p": guesses[0].p}
         for lens in few
         for at, guesses in enumerate(lens.top)
     ]
     order = [lens.title for lens in few]
-    given = [_cell(token.text) for token in found.prompt]
+    given = [_cell(token.text) for token in inspection.prompt]
     labels = alt.Axis(
         labelExpr=f"{_list(given)}[datum.value]",
         labelAngle=0,
@@ -70,25 +70,25 @@ def tokens(found: Inspection) -> Any:
         text="token:N", color=alt.condition("datum.p > 0.6", alt.value("black"), alt.value("white"))
     )
     size = {"width": CELL_W * len(given), "height": CELL_H * len(order)}
-    return _titled(heat + text, "Next token as the head decodes it", found).properties(**size)
+    return _titled(heat + text, "Next token as the head decodes it", inspection).properties(**size)
 
 
-def streams(found: Inspection) -> Any:
+def streams(inspection: Inspection) -> Any:
     """Bars: RMS of the stream after every layer, and of the embeddings."""
-    groups = (("residual stream", found.stream_rms), ("embedding", found.embedding_rms))
+    groups = (("residual stream", inspection.stream_rms), ("embedding", inspection.embedding_rms))
     rows = [{"what": what, "rms": value, "kind": kind} for kind, values in groups for what, value in values.items()]
     colour = alt.Color("kind:N", scale=alt.Scale(domain=[g for g, _ in groups], range=[BLUE, ORANGE]), title=None)
     chart = _bars(rows, "rms", "root mean square over positions and channels").encode(color=colour)
-    return _titled(chart, "Length of the residual stream and of embeddings", found)
+    return _titled(chart, "Length of the residual stream and of embeddings", inspection)
 
 
-def contributions(found: Inspection) -> Any:
+def contributions(inspection: Inspection) -> Any:
     """Bars: every source's part along the output."""
-    rows = [{"what": one.name, "share": one.share} for one in found.contributions]
+    rows = [{"what": one.name, "share": one.share} for one in inspection.contributions]
     colour = alt.condition("datum.share >= 0", alt.value(BLUE), alt.value(ORANGE))
     chart = _bars(rows, "share", "part along the output (all sum to 1)").encode(color=colour)
-    of = {"stream": "the stream that leaves the trunk", "readout": "the readout's sum"}[found.contributions_of]
-    return _titled(chart, f"Where {of} comes from", found)
+    of = {"stream": "the stream that leaves the trunk", "readout": "the readout's sum"}[inspection.contributions_of]
+    return _titled(chart, f"Where {of} comes from", inspection)
 
 
 def _bars(rows: list[dict[str, Any]], field: str, title: str) -> Any:
@@ -100,8 +100,8 @@ def _bars(rows: list[dict[str, Any]], field: str, title: str) -> Any:
     )
 
 
-def _titled(chart: Any, title: str, found: Inspection) -> Any:
-    subtitle = f"{found.run}, step {found.step}; {found.prompt_source}"
+def _titled(chart: Any, title: str, inspection: Inspection) -> Any:
+    subtitle = f"{inspection.run}, step {inspection.step}; {inspection.prompt_source}"
     return chart.properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
 
 

@@ -32,8 +32,8 @@ def top(logits: Tensor, k: int) -> list[list[tuple[int, float]]]:
 @torch.no_grad()
 def decode(model: GPT, stream: Tensor, normed: bool) -> Tensor:
     """Logits (T, V) of a vector (1, T, D) where the last layer's output belongs in the head's inputs, the others 0."""
-    seen = norm(stream) if normed else stream
-    return model.head(F.pad(seen, (0, model.readout.width - seen.shape[-1])))[0]
+    features = norm(stream, model.readout.eps) if normed else stream
+    return model.head(F.pad(features, (0, model.readout.width - features.shape[-1])))[0]
 
 
 @torch.no_grad()
@@ -65,25 +65,25 @@ class Shares:
     terms: list[Term]
 
 
-def shares(model: GPT, found: Trace) -> list[Shares]:
+def shares(model: GPT, traced: Trace) -> list[Shares]:
     """Every weighted sum that the pass computed, in layer order."""
     modules, depth = mechanisms(model), len(model.blocks)
     return [
         Shares(
             name,
             None if layer == depth or name == "tail" else layer,
-            _terms(made, ["own", value_name(model, layer)] if name == VALUES else _names(name, modules[name], layer)),
+            _terms(sum_, ["own", value_name(model, layer)] if name == VALUES else _names(name, modules[name], layer)),
         )
-        for (name, layer), made in sorted(found.sums.items(), key=lambda item: item[0][1])
+        for (name, layer), sum_ in sorted(traced.sums.items(), key=lambda item: item[0][1])
     ]
 
 
-def _terms(made: Sum, names: Sequence[str]) -> list[Term]:
-    sizes = [rms(term) for term in made.terms]
-    total = sum(abs(w * size) for w, size in zip(made.weights, sizes, strict=True))
+def _terms(weighted_sum: Sum, names: Sequence[str]) -> list[Term]:
+    sizes = [rms(term) for term in weighted_sum.terms]
+    total = sum(abs(w * size) for w, size in zip(weighted_sum.weights, sizes, strict=True))
     return [
         Term(name, w, size, w * size / total if total else None)
-        for name, w, size in zip(names, made.weights, sizes, strict=True)
+        for name, w, size in zip(names, weighted_sum.weights, sizes, strict=True)
     ]
 
 

@@ -8,9 +8,9 @@ from skipsweep.inspection import pictures
 from skipsweep.inspection.document import Inspection
 
 
-def write(found: Inspection, folder: Path) -> list[Path]:
+def write(inspection: Inspection, folder: Path) -> list[Path]:
     """Write all files of an inspection; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     document = folder / "inspection.json"
-    files.write_json(document, asdict(found), durable=False)
-    return [document, *pictures.save(found, folder)]
+    files.write_json(document, asdict(inspection), durable=False)
+    return [document, *pictures.save(inspection, folder)]

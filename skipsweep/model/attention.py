@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 
 FLEX_BLOCK = 128
 """FlexAttention skips what nobody sees in squares of (a multiple of) this many tokens."""
@@ -44,7 +44,7 @@ def uses_flex(ids: Tensor, dtype: torch.dtype, block: int) -> bool:
     return ids.device.type == "cuda" and whole and dtype != torch.float64
 
 
-def attend_layer(q: Tensor, k: Tensor, v: Tensor, layer: Layer, scale: float) -> Tensor:
+def attend_layer(q: Tensor, k: Tensor, v: Tensor, layer: LayerContext, scale: float) -> Tensor:
     """`attend` with the layer's mask, and with its biases on keys or queries.
 
     A bias is one more channel of queries and keys: every kernel has its gradient (a score function's can be lost).
@@ -59,6 +59,18 @@ def attend_layer(q: Tensor, k: Tensor, v: Tensor, layer: Layer, scale: float) ->
     return attend(q, k, F.pad(v, (0, 1)), layer.mask, scale)[..., :-1]
 
 
+class ValueSum(nn.Module):
+    """A layer's own values and its value embedding, each with its weight."""
+
+    def forward(self, v: Tensor, layer: LayerContext) -> Tensor:
+        """(B, T, H, K) of own values of that shape."""
+        if layer.value_lambda is not None:
+            v = v * layer.value_lambda
+        if layer.value_embedding is not None and layer.value_embedding_lambda is not None:
+            v = v + layer.value_embedding.view_as(v) * layer.value_embedding_lambda
+        return v
+
+
 def _widened(x: Tensor, channel: Tensor) -> Tensor:
     """(B, H, T, K) and one more channel (B, 1, T, 1), the same for all heads."""
     return torch.cat((x, channel.expand(-1, x.shape[1], -1, -1)), -1)
@@ -67,20 +79,24 @@ def _widened(x: Tensor, channel: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
     """Attention output (B, H, T, K) of queries of that shape, as far as `mask` lets them see. Keys and values may have
     fewer heads, each for H / G queries (B, G, T, K)."""
-    if isinstance(mask, Sight) and mask.keeps_keys:
+    if isinstance(mask, AttentionMask) and mask.caches_keys:
         return mask.attend(q, k, v, scale)
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    return mask.attend(q, k, v, scale) if isinstance(mask, Sight) else _flex()(q, k, v, block_mask=mask, scale=scale)
+    return (
+        mask.attend(q, k, v, scale)
+        if isinstance(mask, AttentionMask)
+        else _flex()(q, k, v, block_mask=mask, scale=scale)
+    )
 
 
 # ---------------------------------------------------------------------------------------- scaled dot product attention
 
 
-class Sight:
-    """What queries see, and attention over it without FlexAttention."""
+class AttentionMask:
+    """Which keys queries see, and attention over them without FlexAttention."""
 
-    keeps_keys = False
+    caches_keys = False
     """Whether later queries see the keys of this pass: all of them then need the same channels, and none is repeated
     for the queries that share it."""
 
@@ -88,14 +104,14 @@ class Sight:
         """Attention output (B, H, T, K) of queries, keys and values of that shape."""
         raise NotImplementedError
 
-    def among(self, places: Tensor) -> "Sight":
-        """What those tokens see of each other that lie at `places` (N,), rising, of all tokens one after the other;
-        queries, keys and values are then (1, H, N, K)."""
+    def gather(self, places: Tensor) -> "AttentionMask":
+        """The mask among the tokens at `places` (N,), rising, of all tokens one after the other; queries, keys and
+        values are then (1, H, N, K)."""
         raise NotImplementedError
 
 
-class Visible(Sight):
-    """What queries see, in chunks of queries with only those keys that one of them may see."""
+class ChunkedMask(AttentionMask):
+    """Attention in chunks of queries, each with only those keys that one of its queries may see."""
 
     def __init__(self, length: int, docs: Tensor | None, window: int, block: int) -> None:
         """`docs` (B, T), None: one document; `window` in blocks of `block` tokens, 0: no limit."""
@@ -120,13 +136,13 @@ class Visible(Sight):
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
-    def among(self, places: Tensor) -> "Packed":
-        """See `Sight`; `places` number the tokens of all sequences together."""
+    def gather(self, places: Tensor) -> "PackedMask":
+        """See `AttentionMask`; `places` number the tokens of all sequences together."""
         of_sequence, positions = places // self.length, places % self.length
         document = of_sequence * (self.length + 1)  # no sequence has more documents than that
         if self.docs is not None:
             document = document + self.docs.flatten()[places]
-        return Packed(document, positions, self.window, self.block)
+        return PackedMask(document, positions, self.window, self.block)
 
     def _chunks(self) -> Iterator[tuple[int, int, int]]:
         """(first query, end of queries, first key); keys end where queries do."""
@@ -155,8 +171,8 @@ class Visible(Sight):
         return sees
 
 
-class Packed(Sight):
-    """Some tokens of several sequences, one after the other: what they see of each other.
+class PackedMask(AttentionMask):
+    """Among some tokens of several sequences, packed one after the other.
 
     Documents lie in one piece each, so each is an attention of its own: nothing is padded.
     """
@@ -168,12 +184,12 @@ class Packed(Sight):
         self.positions, self.window, self.block = positions, window, block
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """See `Sight`."""
+        """See `AttentionMask`."""
         attention = self._within_window if self.window else _causal
-        found = torch.empty_like(q)
+        out = torch.empty_like(q)
         for first, last in itertools.pairwise(self.ends):
-            attention(found, q, k, v, first, last, scale)
-        return found
+            attention(out, q, k, v, first, last, scale)
+        return out
 
     def _within_window(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, begin: int, end: int, scale: float) -> None:
         """One document: fill `out` for its tokens `begin` to `end`."""
@@ -202,12 +218,12 @@ def _causal(out: Tensor, q: Tensor, k: Tensor, v: Tensor, first: int, last: int,
 
 
 @cache
-def keep_visible_out_of_graphs() -> None:
-    """Compiled blocks call `Visible` as it is, between two graphs. Traced, every window would be compiled anew.
+def keep_masks_out_of_graphs() -> None:
+    """Compiled blocks call `ChunkedMask` as it is, between two graphs. Traced, every window would be compiled anew.
 
     Not at import: this loads the compiler. Once: another function would be another graph.
     """
-    Visible.attend = torch.compiler.disable(Visible.attend)  # pyright: ignore[reportAttributeAccessIssue]
+    ChunkedMask.attend = torch.compiler.disable(ChunkedMask.attend)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # -------------------------------------------------------------------------------------------------------- FlexAttention

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend_layer
+from skipsweep.model.attention import ValueSum, attend_layer
 from skipsweep.model.norm import norm
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 from skipsweep.model.shape import gate_channels
 from skipsweep.model.wiring import mlp_hidden
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.mlp = MLP(model.dim, mlp_hidden(model), dtype) if has_mlp else None
         self.norm_input, self.eps = not model.value_norm, model.norm_eps
 
-    def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor | None, layer: LayerContext) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
         if self.attention is not None:
             x = x + gated(self.attention(norm(x, self.eps) if self.norm_input else x, layer), g)
@@ -46,13 +46,14 @@ class Attention(nn.Module):
     def __init__(self, model: Model, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.value_norm, self.eps = model.heads, model.value_norm, model.norm_eps
+        self.value_sum = ValueSum()
         self.scale = model.attention_scale or (model.dim // model.heads) ** -0.5
         self.qkv = nn.Parameter(torch.empty(3, model.dim, model.dim, dtype=dtype))
         self.out = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
         gate = torch.empty(model.heads, gate_channels(model), dtype=dtype) if model.attention_gate else None
         self.gate = None if gate is None else nn.Parameter(gate)
 
-    def forward(self, x: Tensor, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, layer: LayerContext) -> Tensor:
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
         qkv = F.linear(x, self.qkv.flatten(0, 1)).unflatten(-1, (3 * self.heads, -1))
         if self.value_norm:
@@ -61,7 +62,7 @@ class Attention(nn.Module):
             qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
             qk = norm(qk, self.eps)
         q, k = rotate(qk, layer.rotary).transpose(1, 2).chunk(2, dim=1)
-        y = attend_layer(q, k, layer.weigh_values(v).transpose(1, 2), layer, self.scale).transpose(1, 2)
+        y = attend_layer(q, k, self.value_sum(v, layer).transpose(1, 2), layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]
         return F.linear(y.flatten(2), self.out)

@@ -5,6 +5,7 @@ Legend: B batch, T time, V vocabulary, D dim, K channels of a head.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from skipsweep.config import Recipe
 from skipsweep.data.tokenizer import end_of_text
-from skipsweep.model.attention import Visible, block_mask, documents, uses_flex
+from skipsweep.model.attention import ChunkedMask, block_mask, documents, uses_flex
 from skipsweep.model.lambdas import Lambdas
 from skipsweep.model.norm import RMSNorm, norm
-from skipsweep.model.seams import Context, Layer
+from skipsweep.model.seams import Context, LayerContext
 from skipsweep.model.shape import (
     LLAMA,
     gate_channels,
@@ -27,7 +28,7 @@ from skipsweep.model.shape import (
     value_lambdas,
     value_table,
 )
-from skipsweep.optim.schedule import short_window_blocks
+from skipsweep.model.window import short_window_blocks
 
 
 class TokenContext(nn.Module):
@@ -55,20 +56,25 @@ class TokenContext(nn.Module):
 
     def forward(self, ids: Tensor, window: int) -> Context:
         """Context of the token ids (B, T); `window`: blocks that the layers with the long window see, 0: all."""
-        sights = self._sights(ids, window)
+        masks = self._masks(ids, window)
         rotary = self._rotary_table(ids.shape[1], ids.device, window)
-        return self._context(ids, 0, rotary, sights, [self._mask(ids, sight) for sight in sights])
+        return self._context(ids, 0, rotary, masks, [self._kernel_mask(ids, mask) for mask in masks])
 
     def continued(self, ids: Tensor, start: int, window: int, room: int) -> Context:
         """The same of ids[:, start:] alone, a text that will have `room` tokens at most; masks are as for all of it."""
         cos, sin = self._rotary_table(room, ids.device, window)
-        here, sights = slice(start, ids.shape[1]), self._sights(ids, window)
-        return self._context(ids, start, (cos[here], sin[here]), sights, sights)
+        here, masks = slice(start, ids.shape[1]), self._masks(ids, window)
+        return self._context(ids, start, (cos[here], sin[here]), masks, masks)
 
     def _context(
-        self, ids: Tensor, start: int, rotary: tuple[Tensor, Tensor], sights: list[Visible], masks: list[Any]
+        self,
+        ids: Tensor,
+        start: int,
+        rotary: tuple[Tensor, Tensor],
+        masks: list[ChunkedMask],
+        kernel_masks: Sequence[Any],
     ) -> Context:
-        """`sights` and `masks`: of the layers with the long window, and of the others."""
+        """`masks`, and the same as attention takes them: of the layers with the long window, and of the others."""
         before, new = max(start - 1, 0), ids[:, start:]  # an embedding may look at the one before it
         embedded = [self._normed(self._embedded(ids[:, before:], name), name) for name in self.names]
         ctx = Context(tuple(e[:, start - before :] for e in embedded), [], new)
@@ -76,11 +82,11 @@ class TokenContext(nn.Module):
         values = [F.embedding(new, self.embed[f"ve{k}"]) for k in range(len(self.embed) - len(self.names))]
         for layer in range(self.model.layers):
             table, kind = self.tables.get(layer), 0 if layer in self.model.long_window else 1
-            ctx.sights.append(sights[kind])
+            ctx.masks.append(masks[kind])
             ctx.layers.append(
-                Layer(
+                LayerContext(
                     rotary,
-                    masks[kind],
+                    kernel_masks[kind],
                     None if table is None else values[table],
                     weights.get(f"lambda/value/{layer}/v"),
                     weights.get(f"lambda/value/{layer}/ve"),
@@ -89,23 +95,23 @@ class TokenContext(nn.Module):
         return ctx
 
     def _embedded(self, ids: Tensor, name: str) -> Tensor:
-        found = F.embedding(ids, self.embed[name])
-        return found if self.smear is None or name != self.names[0] else self.smear(found)
+        embedded = F.embedding(ids, self.embed[name])
+        return embedded if self.smear is None or name != self.names[0] else self.smear(embedded)
 
     def _normed(self, e: Tensor, name: str) -> Tensor:
         return norm(e, self.model.norm_eps) if self.norm is None or name != self.names[0] else self.norm(e)
 
-    def _sights(self, ids: Tensor, window: int) -> list[Visible]:
-        """What queries see in layers with the long window, and in the others."""
+    def _masks(self, ids: Tensor, window: int) -> list[ChunkedMask]:
+        """Of the layers with the long window, and of the others."""
         docs, block = self._documents(ids), self.model.window_block
-        return [Visible(ids.shape[1], docs, w, block) for w in (window, short_window_blocks(window))]
+        return [ChunkedMask(ids.shape[1], docs, w, block) for w in (window, short_window_blocks(window))]
 
-    def _mask(self, ids: Tensor, sight: Visible) -> Any:
+    def _kernel_mask(self, ids: Tensor, mask: ChunkedMask) -> Any:
         """The same for FlexAttention, where that takes such sequences."""
-        if not uses_flex(ids, self.dtype, sight.block):
-            return sight
-        docs = torch.zeros_like(ids, dtype=torch.int32) if sight.docs is None else sight.docs
-        return block_mask(docs, sight.window, sight.block)
+        if not uses_flex(ids, self.dtype, mask.block):
+            return mask
+        docs = torch.zeros_like(ids, dtype=torch.int32) if mask.docs is None else mask.docs
+        return block_mask(docs, mask.window, mask.block)
 
     def _documents(self, ids: Tensor) -> Tensor | None:
         if self.end_of_text is None:

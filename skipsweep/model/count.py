@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from skipsweep.config import Gated, Recipe
-from skipsweep.model.heads import has_embedding, head_inputs, matrices, readout_kind
+from skipsweep.model.readout_specs import has_embedding, head_inputs, matrices, readout_spec
 from skipsweep.model.shape import (
     LLAMA,
     attention_layers,
@@ -25,8 +25,8 @@ from skipsweep.model.shape import (
     table_rows,
     token_embeddings,
 )
+from skipsweep.model.window import short_window_blocks, window_blocks, windows
 from skipsweep.model.wiring import mlp_hidden
-from skipsweep.optim.schedule import short_window_blocks, window_blocks, windows
 
 FORWARD_AND_BACKWARD = 3
 """Cost of a training pass, in forward passes."""
@@ -58,22 +58,22 @@ def flops_per_token(recipe: Recipe) -> dict[str, int]:
     steps, seq_len = recipe.schedule.steps, recipe.data.seq_len
     keys = [0.0] * recipe.model.layers
     for window, count in windows(recipe.model, recipe.schedule).items():
-        seen = _keys(recipe, seq_len, window)
-        keys = [total + count / steps * here for total, here in zip(keys, seen, strict=True)]
+        in_window = _keys(recipe, seq_len, window)
+        keys = [total + count / steps * seen for total, seen in zip(keys, in_window, strict=True)]
     return _operations(recipe, 2 * FORWARD_AND_BACKWARD, keys, _whole(recipe))
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenFractions:
     """What gates leave to be computed, layer by layer."""
 
     tokens: Sequence[float]
-    """Part of the tokens."""
+    """Fraction of the tokens."""
     products: Sequence[float]
-    """Part of the products of queries with keys up to their own, whatever the window."""
+    """Fraction of the products of queries with keys up to their own, whatever the window."""
 
 
-def inference_flops_per_token(recipe: Recipe, left: Open | None = None) -> dict[str, int]:
+def inference_flops_per_token(recipe: Recipe, left: OpenFractions | None = None) -> dict[str, int]:
     """Group -> operations of a forward pass per token of a validation sequence, in the last validation's window.
 
     `left`: what gates leave of every block (None: everything is computed).
@@ -87,22 +87,22 @@ def inference_flops_per_token(recipe: Recipe, left: Open | None = None) -> dict[
 def inference_columns(recipe: Recipe, tokens: Sequence[float], products: Sequence[float]) -> dict[str, dict[str, int]]:
     """`inference_flops_per_token` of the whole model (`dense`) and, with gates, of what they left in a validation:
     `estimated` as in the skip-middle paper, where a block costs in proportion to its open tokens; `measured` with the
-    products of open queries with open keys as they were counted. `tokens`, `products`: as in `Open`, by layer of the
-    first half.
+    products of open queries with open keys as they were counted. `tokens`, `products`: as in `OpenFractions`, by
+    layer of the first half.
     """
-    found = {"dense": inference_flops_per_token(recipe)}
+    columns = {"dense": inference_flops_per_token(recipe)}
     if tokens:
         by_layer = [[*pairs, *reversed(pairs)] for pairs in (list(tokens), list(products))]
-        found["estimated"] = inference_flops_per_token(recipe, Open(by_layer[0], by_layer[0]))
-        found["measured"] = inference_flops_per_token(recipe, Open(*by_layer))
-    return found
+        columns["estimated"] = inference_flops_per_token(recipe, OpenFractions(by_layer[0], by_layer[0]))
+        columns["measured"] = inference_flops_per_token(recipe, OpenFractions(*by_layer))
+    return columns
 
 
-def _whole(recipe: Recipe) -> Open:
-    return Open([1.0] * recipe.model.layers, [1.0] * recipe.model.layers)
+def _whole(recipe: Recipe) -> OpenFractions:
+    return OpenFractions([1.0] * recipe.model.layers, [1.0] * recipe.model.layers)
 
 
-def _operations(recipe: Recipe, per_multiply_add: int, keys: Sequence[float], left: Open) -> dict[str, int]:
+def _operations(recipe: Recipe, per_multiply_add: int, keys: Sequence[float], left: OpenFractions) -> dict[str, int]:
     """Group -> operations per token; `keys`: how many a query sees, layer by layer."""
     model = recipe.model
     products = sum(seen * part for seen, part in zip(keys, left.products, strict=True))
@@ -118,7 +118,7 @@ def _operations(recipe: Recipe, per_multiply_add: int, keys: Sequence[float], le
     }
 
 
-def _sum(left: Open, layers: Sequence[int]) -> float:
+def _sum(left: OpenFractions, layers: Sequence[int]) -> float:
     """Of the open parts of these layers."""
     return sum(left.tokens[layer] for layer in layers)
 
@@ -148,7 +148,7 @@ def _mlp(recipe: Recipe) -> int:
 
 def _trunk_mlps(recipe: Recipe) -> list[int]:
     """Layers whose MLP is in the trunk: the last one's may be the readout's."""
-    owned = [recipe.model.layers - 1] if readout_kind(recipe).owns_last_mlp else []
+    owned = [recipe.model.layers - 1] if readout_spec(recipe).owns_last_mlp else []
     return [layer for layer in mlp_layers(recipe.model) if layer not in owned]
 
 

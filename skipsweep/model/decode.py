@@ -1,21 +1,21 @@
-"""A text read piece by piece: every layer keeps the keys and values that later tokens may see, and no others.
+"""A text read piece by piece: every layer caches the keys and values that later tokens may see, and no others.
 
-Legend: T tokens so far, N new ones, S kept ones, H heads, G heads of keys and values, K channels of a head, F features,
-V rows of the head.
+Legend: T tokens so far, N new ones, S cached ones, H heads, G heads of keys and values, K channels of a head, F
+features, V rows of the head.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipsweep.model.attention import CHUNK, Sight, Visible
+from skipsweep.model.attention import CHUNK, AttentionMask, ChunkedMask
 from skipsweep.model.gpt import GPT
 
 FIRST_ROOM = 64
 """Tokens that a layer makes room for at first."""
 
 
-class Kept:
+class KVCache:
     """Keys and values (1, G, S, K) of one layer, and their positions (S,), rising."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Kept:
         return self._end - self._first
 
     def add(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep new ones; returns all. Where nothing is given up, a token costs no copy of those before it."""
+        """Append new ones; returns all. Where nothing is evicted, a token costs no copy of those before it."""
         new = [k, v, positions[None, None, :, None]]
         count = len(positions)
         if not self._buffers or self._end + count > self._buffers[0].shape[2]:
@@ -38,8 +38,8 @@ class Kept:
         keys, values, places = self._all()
         return keys, values, places.flatten()
 
-    def give_up(self, count: int) -> None:
-        """Keep the `count` oldest ones no longer."""
+    def evict(self, count: int) -> None:
+        """Drop the `count` oldest ones."""
         self._first += count
 
     def _all(self) -> list[Tensor]:
@@ -54,36 +54,40 @@ class Kept:
         self._first, self._end = 0, had
 
 
-class Continued(Sight):
-    """What new tokens see of a layer's kept keys and of each other. Attention over it keeps their own."""
+class CachedMask(AttentionMask):
+    """Among new tokens and those before them, whose keys are cached. Attention over it caches the new ones' own."""
 
-    keeps_keys = True
+    caches_keys = True
 
-    def __init__(self, kept: Kept, whole: Visible, positions: Tensor) -> None:
-        """`whole`: what tokens see in all of the text; `positions` (N,) of the new ones in it."""
-        self.kept, self.whole, self.positions = kept, whole, positions
+    def __init__(self, cache: KVCache, whole: ChunkedMask, positions: Tensor) -> None:
+        """`whole`: the mask of all of the text; `positions` (N,) of the new tokens in it."""
+        self.cache, self.whole, self.positions = cache, whole, positions
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention output (1, H, N, K) of queries of that shape, keys and values (1, G, N, K)."""
-        keys, values, places = self.kept.add(k, v, self.positions)
-        sees = self.whole.sees(self.positions, places)
-        # Who is not seen by the last of the new tokens is too far back, or in another document: no later one sees it.
-        self.kept.give_up(len(places) - int(sees[..., -1, :].sum()))
+        keys, values, positions = self.cache.add(k, v, self.positions)
+        sees = self.whole.sees(self.positions, positions)
+        # A key that the last new token cannot see is outside the window or in another document, so no later token can
+        # see it either.
+        self.cache.evict(len(positions) - int(sees[..., -1, :].sum()))
         shared = keys.shape[1] != q.shape[1]
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=sees, scale=scale, enable_gqa=shared)
 
-    def among(self, places: Tensor) -> "Continued":
-        """See `Sight`. Tokens at other places leave no keys: the block is closed to them."""
-        return Continued(self.kept, self.whole, self.positions[places])
+    def gather(self, places: Tensor) -> "CachedMask":
+        """See `AttentionMask`. Tokens at other places leave no keys: the block is closed to them."""
+        return CachedMask(self.cache, self.whole, self.positions[places])
 
 
 class Decoder:
-    """A model on one text, which it is given piece by piece. What it says is what it would say of the whole text."""
+    """A model on one text, which it is given piece by piece. What it says is what it would say of the whole text.
+
+    Blocks compute what their gates leave open, and nothing else, where the gates allow it (`Gate.skips`).
+    """
 
     def __init__(self, model: GPT, room: int, window: int = 0) -> None:
         """`room`: most tokens that the text will have; `window` in blocks, as in `GPT.features`."""
         self.model, self.room, self.window = model, room, window
-        self.kept = [Kept() for _ in model.blocks]
+        self.caches = [KVCache() for _ in model.blocks]
         """Per layer; empty in those without attention."""
         self.ids = torch.empty((1, 0), dtype=torch.long, device=next(model.parameters()).device)
 
@@ -104,6 +108,6 @@ class Decoder:
         self.ids = torch.cat((self.ids, ids), 1)
         ctx = self.model.context.continued(self.ids, start, self.window, self.room)
         positions = torch.arange(start, self.ids.shape[1], device=ids.device)
-        ctx.sights = [Continued(*both, positions) for both in zip(self.kept, ctx.sights, strict=True)]
-        ctx.layers = [layer._replace(mask=sight) for layer, sight in zip(ctx.layers, ctx.sights, strict=True)]
-        return self.model.through(ctx)
+        ctx.masks = [CachedMask(*both, positions) for both in zip(self.caches, ctx.masks, strict=True)]
+        ctx.layers = [layer._replace(mask=mask) for layer, mask in zip(ctx.layers, ctx.masks, strict=True)]
+        return self.model.features_of(ctx, skip=True)

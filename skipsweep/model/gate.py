@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Gated, Recipe
-from skipsweep.model.seams import Gate, Layer
+from skipsweep.model.seams import Gate, LayerContext
 
 CLOSED = -1e30
 """What is added to the product with a closed key at evaluation: its weight is exactly 0 beside any open key. Finite,
@@ -45,12 +45,12 @@ class SkipMiddle(Gate):
         if i < self.pairs:
             mask = F.relu(F.linear(x.to(self.weight.dtype), self.weight[i, None], self.bias[i, None]))
             gate_state.append(gate_state[-1] + mask if gate_state else mask)
-        if self.watch and i == self.pairs - 1:
-            self.watch(_open(torch.stack(gate_state)[..., 0]))
+        if self.observer and i == self.pairs - 1:
+            self.observer(_open(torch.stack(gate_state)[..., 0]))
         return _open(gate_state[min(i, 2 * self.pairs - 1 - i)])
 
-    def seen(self, layer: Layer, g: Tensor | None) -> Layer:
-        """`layer` with ln g on the keys (equation 3), or on the queries as in the released code, where softmax does
+    def bias_attention(self, layer: LayerContext, g: Tensor | None) -> LayerContext:
+        """With ln g on the keys (equation 3), or on the queries as in the released code, where softmax does
         not see it. While training g is `floor` at least; at evaluation closed keys are left out: with the floor, one
         whose product is large would outweigh open ones."""
         if g is None or self.attention == "none":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skipsweep.config import Recipe
 from skipsweep.model import lambdas
-from skipsweep.model.attention import keep_visible_out_of_graphs
+from skipsweep.model.attention import keep_masks_out_of_graphs
 from skipsweep.model.blocks import Block
 from skipsweep.model.context import TokenContext
 from skipsweep.model.gate import build_gate
@@ -46,41 +46,42 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.readout = readout
         self.head = head
-        self.kept = inject.needs | readout.needs
-        self.skip = False
-        """At evaluation, blocks compute only what their gates leave open, where the gates allow it (`Gate.skips`)."""
+        self.kept_layers = inject.needs | readout.needs
         _check_labels(self)
 
-    def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean", window: int = 0) -> Tensor:
+    def forward(
+        self, ids: Tensor, targets: Tensor, reduction: str = "mean", window: int = 0, skip: bool = False
+    ) -> Tensor:
         """Cross-entropy in nats of `targets` (B, T) after `ids` (B, T), in float32 (float64 for a float64 model).
 
         `reduction`: `mean` or `sum` over all tokens, or `none` for one loss per token (B, T). `window`: blocks that
-        queries see in the layers with the long window (`schedule.window_blocks`), 0: all.
+        queries see in the layers with the long window (`window.window_blocks`), 0: all. `skip`: at evaluation blocks
+        compute only what their gates leave open, where the gates allow it (`Gate.skips`).
         """
-        return self.head.loss(self.features(ids, window), targets, reduction)
+        return self.head.loss(self.features(ids, window, skip), targets, reduction)
 
-    def logits(self, ids: Tensor, window: int = 0) -> Tensor:
+    def logits(self, ids: Tensor, window: int = 0, skip: bool = False) -> Tensor:
         """Logits (B, T, V) of the token after each of `ids` (B, T), whole: for inspection and small vocabularies.
 
         V is the head's: where it is rounded up, the ids beyond the vocabulary stand for nothing.
         """
-        return self.head(self.features(ids, window))
+        return self.head(self.features(ids, window, skip))
 
-    def features(self, ids: Tensor, window: int = 0) -> Tensor:
+    def features(self, ids: Tensor, window: int = 0, skip: bool = False) -> Tensor:
         """What the head sees (B, T, readout.width)."""
-        return self.through(self.context(ids, window))
+        return self.features_of(self.context(ids, window), skip)
 
-    def through(self, ctx: Context) -> Tensor:
-        """What the head sees (B, T, readout.width) of tokens whose context there is."""
+    def features_of(self, ctx: Context, skip: bool = False) -> Tensor:
+        """`features` of tokens whose context is known."""
         x, outputs, gate_state = ctx.x00, Outputs(), list[Tensor]()
-        skips = self.skip and self.gate.skips and not self.training
+        skip = skip and self.gate.skips and not self.training
         for i, block in enumerate(self.blocks):
             g = self.gate(i, x, gate_state)
-            x, layer = self.inject(i, x, ctx, outputs), self.gate.seen(ctx.layers[i], g)
-            x = block(x, g, layer) if g is None or not skips else open_only(block, x, g, layer, ctx.sights[i])
-            if i in self.kept:
+            x, layer = self.inject(i, x, ctx, outputs), self.gate.bias_attention(ctx.layers[i], g)
+            x = block(x, g, layer) if g is None or not skip else open_only(block, x, g, layer, ctx.masks[i])
+            if i in self.kept_layers:
                 outputs[i] = x
-        return self.readout(self.inject.leave(x, ctx, outputs), outputs, ctx)
+        return self.readout(self.inject.trunk_output(x, ctx, outputs), outputs, ctx)
 
     def lambdas(self) -> dict[str, float]:
         """Label -> value of every learned scalar of every seam; one transfer to the host."""
@@ -93,12 +94,12 @@ class GPT(nn.Module):
         All layers of a kind share one graph, and so do all arms, which differ in what stands around the blocks.
         """
         _prepare_compiler(tune)
-        for part in [*self.blocks, *self.readout.heavy()]:
+        for part in [*self.blocks, *self.readout.parts_to_compile()]:
             part.compile(dynamic=False)
         self.head.compile_kernel()
         for module in self.modules():
-            if isinstance(sum_ := getattr(module, "sum", None), WeightedSum):
-                sum_.compile()
+            if isinstance(module, WeightedSum):
+                module.compile_kernel()
 
 
 def build(cfg: Recipe, device: str | torch.device = "cpu") -> GPT:
@@ -153,7 +154,7 @@ def _prepare_compiler(tune: bool) -> None:
     # the limit (8 as torch has it) a graph runs uncompiled, with no more than a line in the log.
     torch._dynamo.config.recompile_limit = 64
     inductor.coordinate_descent_tuning = tune
-    keep_visible_out_of_graphs()
+    keep_masks_out_of_graphs()
 
 
 def _lambdas_of(model: nn.Module) -> list[Lambdas]:

@@ -57,10 +57,10 @@ def parameter_roles(model: nn.Module) -> dict[str, str]:
 
 def rule_of(name: str) -> Rule:
     """The one rule that covers a parameter; LookupError unless there is exactly one."""
-    found = [rule for rule in RULES if fnmatchcase(name, rule.pattern)]
-    if len(found) != 1:
-        raise LookupError(f"parameter {name} is covered by {len(found)} rules of initialisation, not by one")
-    return found[0]
+    matching = [rule for rule in RULES if fnmatchcase(name, rule.pattern)]
+    if len(matching) != 1:
+        raise LookupError(f"parameter {name} is covered by {len(matching)} rules of initialisation, not by one")
+    return matching[0]
 
 
 def generator(seed: int, name: str) -> torch.Generator:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from skipsweep.config import Recipe
 from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.readout import EXACT, Neutral
 from skipsweep.model.seams import Context, Inject, Outputs
 from skipsweep.model.shape import (
     block_lambdas,
@@ -23,7 +22,7 @@ from skipsweep.model.weighted import WeightedSum
 from skipsweep.model.wiring import rolling_layers, tail_layers
 
 
-class Steps(Inject):
+class InjectChain(Inject):
     """Several mechanisms, one after the other; without any, a block starts from the output of the one before it."""
 
     def __init__(self, **steps: Inject) -> None:
@@ -37,10 +36,10 @@ class Steps(Inject):
             x = step(i, x, ctx, outputs)
         return x
 
-    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+    def trunk_output(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
         for step in self.children():
             assert isinstance(step, Inject)
-            x = step.leave(x, ctx, outputs)
+            x = step.trunk_output(x, ctx, outputs)
         return x
 
 
@@ -62,7 +61,7 @@ class ParallelTail(Inject):
     def forward(self, i: int, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
         return outputs[self.start] if i in self.layers else x
 
-    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+    def trunk_output(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
         return self.sum([outputs[i] for i in self.layers], list(ctx.scalars(self.lambdas).values()))
 
 
@@ -128,7 +127,7 @@ class Mix(Inject):
         return self.sum([x, *ctx.embeddings], [weights[f"lambda/block/{i}/{name}"] for name in self.names])
 
 
-def build_inject(recipe: Recipe, dtype: torch.dtype) -> Steps:
+def build_inject(recipe: Recipe, dtype: torch.dtype) -> InjectChain:
     """The mechanisms in force in a canonical recipe, in the medium track's order: U-net skips, then the sum."""
     steps: dict[str, Inject] = {}
     if recipe.residual.parallel_tail:
@@ -139,16 +138,4 @@ def build_inject(recipe: Recipe, dtype: torch.dtype) -> Steps:
         steps["rolling"] = Rolling(recipe, dtype)
     if recipe.embeddings.mix:
         steps["mix"] = Mix(recipe, dtype)
-    return Steps(**steps)
-
-
-NEUTRAL: dict[str, Neutral | None] = {
-    "unet": Neutral({"lambda_init.unet": 0.0}, 0.0, EXACT),
-    "unet, sigmoid": None,  # a logistic function is above 0 everywhere
-    "rolling": Neutral({"lambda_init.rolling_x": 1.0, "lambda_init.rolling": 0.0}, 0.0, EXACT),
-    "parallel_tail": None,  # of two layers side by side none sees the other
-    "mix": Neutral(
-        {"lambda_init.block_x": 1.0, "lambda_init.block_x00": 0.0, "lambda_init.block_extra": 0.0}, 0.0, EXACT
-    ),
-}
-"""Mechanism -> its neutral setting; None: there is none."""
+    return InjectChain(**steps)

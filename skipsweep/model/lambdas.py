@@ -21,8 +21,8 @@ class Lambdas(nn.Module):
 
 def read(vectors: Iterable[Lambdas]) -> dict[str, float]:
     """Label -> value over several vectors, in one transfer to the host."""
-    found = list(vectors)
-    if not found:
+    given = list(vectors)
+    if not given:
         return {}
-    values = torch.cat([v.weight.detach() for v in found]).tolist()
-    return dict(zip((label for v in found for label in v.start), values, strict=True))
+    values = torch.cat([v.weight.detach() for v in given]).tolist()
+    return dict(zip((label for v in given for label in v.start), values, strict=True))

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import Model
-from skipsweep.model.attention import attend_layer
+from skipsweep.model.attention import ValueSum, attend_layer
 from skipsweep.model.blocks import gated
 from skipsweep.model.norm import RMSNorm
-from skipsweep.model.seams import Layer
+from skipsweep.model.seams import LayerContext
 from skipsweep.model.shape import gate_channels, kv_heads
 from skipsweep.model.wiring import mlp_hidden
 
@@ -33,7 +33,7 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(model, dtype) if has_mlp else None
         self.mlp_post_norm = RMSNorm(model, dtype) if has_mlp and post else None
 
-    def forward(self, x: Tensor, g: Tensor | None, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor | None, layer: LayerContext) -> Tensor:
         """Residual stream (B, T, D) after the block; `g` (B, T, 1) scales what it adds, None: all of it."""
         if self.attention is not None and self.attention_norm is not None:
             x = x + gated(_after(self.attention(self.attention_norm(x), layer), self.attention_post_norm), g)
@@ -53,6 +53,7 @@ class Attention(nn.Module):
         super().__init__()
         width = model.dim // model.heads
         self.heads, self.kv_heads = model.heads, kv_heads(model)
+        self.value_sum = ValueSum()
         self.scale = model.attention_scale or width**-0.5
         self.q = nn.Parameter(torch.empty(model.dim, model.dim, dtype=dtype))
         self.kv = nn.Parameter(torch.empty(2, self.kv_heads * width, model.dim, dtype=dtype))
@@ -60,12 +61,12 @@ class Attention(nn.Module):
         gate = torch.empty(model.heads, gate_channels(model), dtype=dtype) if model.attention_gate else None
         self.gate = None if gate is None else nn.Parameter(gate)
 
-    def forward(self, x: Tensor, layer: Layer) -> Tensor:
+    def forward(self, x: Tensor, layer: LayerContext) -> Tensor:
         """What the tokens (B, T, D) gather from those before them, and from themselves."""
         q = F.linear(x, self.q).unflatten(-1, (self.heads, -1))
         k, v = F.linear(x, self.kv.flatten(0, 1)).unflatten(-1, (2, self.kv_heads, -1)).unbind(2)
         q, k = rotate_pairs(q, layer.rotary), rotate_pairs(k, layer.rotary)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, layer.weigh_values(v)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, self.value_sum(v, layer)))
         y = attend_layer(q, k, v, layer, self.scale).transpose(1, 2)
         if self.gate is not None:
             y = y * F.linear(x[..., : self.gate.shape[1]], self.gate).sigmoid()[..., None]

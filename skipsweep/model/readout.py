@@ -3,33 +3,29 @@
 Legend: B batch, T time, V vocabulary, D dim, N sources, F features: the head's inputs.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipsweep.config import ConcatMLP, ConcatMLPNarrow, Recipe
 from skipsweep.model.blocks import relu_squared
-from skipsweep.model.heads import (
+from skipsweep.model.lambdas import Lambdas
+from skipsweep.model.norm import norm
+from skipsweep.model.readout_specs import (
     EXTRA,
     INPUT,
     LAST,
     has_embedding,
     head_inputs,
     matrices,
-    readout_kind,
     readout_lambdas,
     readout_name,
+    readout_spec,
     slices,
     sources,
 )
-from skipsweep.model.lambdas import Lambdas
-from skipsweep.model.norm import norm
 from skipsweep.model.seams import Context, Outputs, Readout
 from skipsweep.model.weighted import WeightedSum
-from skipsweep.model.wiring import mlp_hidden
 
 
 class Last(Readout):
@@ -51,7 +47,7 @@ class _Skip(Readout):
         self.sources = sources(recipe)
         self.needs = frozenset(source for source in self.sources if isinstance(source, int))
         self.width, self.eps = head_inputs(recipe), recipe.model.norm_eps
-        self.owns_last_mlp = readout_kind(recipe).owns_last_mlp
+        self.owns_last_mlp = readout_spec(recipe).owns_last_mlp
         table = (recipe.data.vocab_size, recipe.model.dim)
         tables = {EXTRA: nn.Parameter(torch.empty(table, dtype=dtype))} if has_embedding(recipe) else {}
         self.embed = nn.ParameterDict(tables)
@@ -195,7 +191,7 @@ class ConcatLastMLP(_Skip):
             beside = [F.linear(h, self.narrow[str(s)]) for s, h in zip(self.sources, beside, strict=True)]
         return self.mlp(x, beside)
 
-    def heavy(self) -> list[nn.Module]:
+    def parts_to_compile(self) -> list[nn.Module]:
         return [self.mlp]
 
 
@@ -254,52 +250,3 @@ READOUTS = {
 def build_readout(recipe: Recipe, dtype: torch.dtype) -> Readout:
     """The readout in force in a canonical recipe."""
     return READOUTS[readout_name(recipe)](recipe, dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------- neutral
-
-
-@dataclass(frozen=True)
-class Neutral:
-    """Where a mechanism is the baseline."""
-
-    settings: dict[str, Any]
-    """Dotted keys of a recipe, and the values that switch the mechanism off; or a function of the model to them."""
-    tolerance: float
-    """Largest difference of the logits to the baseline's in float32, in units of the largest logit; 0: bit for bit."""
-    why: str
-    wider: tuple[str, ...] = field(default=())
-    """Parameters that are larger than the baseline's: equal to it where all that is added is 0."""
-    renamed: dict[str, str] = field(default_factory=dict)
-    """The baseline's name of a parameter (`{last}`: number of the last layer) -> its name in this mechanism."""
-
-
-SKIPS_OFF = {"lambda_init.skip_lambda": 0.0}
-LAMBDAS_OFF = SKIPS_OFF | {"lambda_init.x_lambda": 1.0}
-EXACT = "times 1 and plus 0 are exact"
-REORDERED = "the added products are exact zeros, but a wider matrix product may sum the others in another order"
-
-OWN_MLP = Neutral(
-    settings={"head_type.hidden": mlp_hidden, "head_type.norm_each": True},
-    tolerance=3e-6,
-    why=REORDERED,
-    wider=("head.weight", "readout.mlp.fc", "readout.mlp.proj"),
-    renamed={f"blocks.{{last}}.mlp.{matrix}": f"readout.mlp.{matrix}" for matrix in ("fc", "proj")},
-)
-"""As many hidden channels as a block's MLP has, which see x alone."""
-
-NEUTRAL: dict[str, Neutral] = {
-    "add": Neutral(LAMBDAS_OFF, 0.0, EXACT),
-    "add_renorm": Neutral(LAMBDAS_OFF, 3e-6, "norming twice differs from once by rounding and by eps / 2 = 6e-8"),
-    "add_unnormed": Neutral(LAMBDAS_OFF, 0.0, EXACT),
-    "add_detached": Neutral(LAMBDAS_OFF, 0.0, EXACT),
-    "add_fixed_x": Neutral(SKIPS_OFF, 0.0, EXACT),
-    "add_relu": Neutral(LAMBDAS_OFF, 0.0, EXACT),
-    "add_tanh": Neutral(LAMBDAS_OFF, 0.0, EXACT),
-    "add_relu_linear": Neutral(LAMBDAS_OFF, 0.0, EXACT),
-    "concat": Neutral({}, 3e-6, REORDERED, wider=("head.weight",)),
-    "concat_mlp": OWN_MLP,
-    "concat_mlp_narrow": OWN_MLP,
-    "backout": Neutral({"lambda_init.backout": 0.0}, 0.0, EXACT),
-}
-"""Choice of `head_type` -> its neutral setting."""

@@ -3,7 +3,8 @@
 Legend: B batch, T time, D dim, K channels of a head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,13 +16,13 @@ Outputs = dict[int, Tensor]
 """Layer -> its output (B, T, D), for those layers that some seam needs."""
 
 
-class Layer(NamedTuple):
+class LayerContext(NamedTuple):
     """What one layer may look at besides the residual stream."""
 
     rotary: tuple[Tensor, Tensor]
     """Cosines and signed sines (T, 1, K), see `blocks.rotate`."""
     mask: Any
-    """Which keys its queries see (`attention.Visible`, or FlexAttention's BlockMask)."""
+    """Which keys its queries see (`attention.ChunkedMask`, or FlexAttention's BlockMask)."""
     value_embedding: Tensor | None
     """(B, T, D), added to the values; None: nothing is."""
     value_lambda: Tensor | None
@@ -33,14 +34,6 @@ class Layer(NamedTuple):
     query_bias: Tensor | None = None
     """(B, T, 1), added to the products of this query with all keys, where softmax does not see it."""
 
-    def weigh_values(self, v: Tensor) -> Tensor:
-        """The layer's own values (B, T, H, K) and the value embedding, each with its weight."""
-        if self.value_lambda is not None:
-            v = v * self.value_lambda
-        if self.value_embedding is not None and self.value_embedding_lambda is not None:
-            v = v + self.value_embedding.view_as(v) * self.value_embedding_lambda
-        return v
-
 
 @dataclass
 class Context:
@@ -48,11 +41,12 @@ class Context:
 
     embeddings: tuple[Tensor, ...]
     """The normed token embeddings x00, x01, ... (B, T, D)."""
-    layers: list[Layer]
+    layers: list[LayerContext]
     ids: Tensor | None = None
     """The tokens themselves (B, T), for mechanisms with embeddings of their own."""
-    sights: list[Any] = field(default_factory=list)
-    """Per layer, what its mask lets queries see, as an `attention.Sight`: for passes that look at some tokens only."""
+    masks: list[Any] = field(default_factory=list)
+    """Per layer, its mask as an `attention.AttentionMask` also where FlexAttention is used: for passes over some tokens
+    only."""
     _scalars: dict[Lambdas, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
@@ -77,9 +71,13 @@ class Inject(nn.Module):
         """The stream (B, T, D) that block `i` starts from."""
         raise NotImplementedError
 
-    def leave(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
-        """What the readout takes for the last layer's output: `x` (B, T, D), or something made of the kept ones."""
+    def trunk_output(self, x: Tensor, ctx: Context, outputs: Outputs) -> Tensor:
+        """What the trunk gives to the readout: the last layer's output `x` (B, T, D), or one made of the kept ones."""
         return x
+
+
+GateObserver = Callable[[Tensor], None]
+"""Is shown the gates of a pass, (pairs, B, T), as soon as they are known."""
 
 
 class Gate(nn.Module):
@@ -90,8 +88,8 @@ class Gate(nn.Module):
     nor do others see its keys."""
     pairs: int = 0
     """Pairs of layers that have a gate each."""
-    watch: Callable[[Tensor], None] | None = None
-    """Who is shown the gates of a pass, (pairs, B, T), as soon as they are known; None: nobody."""
+    observer: GateObserver | None = None
+    """See `observed_by`."""
 
     def forward(self, i: int, x: Tensor, gate_state: list[Tensor]) -> Tensor | None:
         """Factor (B, T, 1) on what block `i` adds; None: all of it, everywhere.
@@ -101,8 +99,17 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
-    def seen(self, layer: Layer, g: Tensor | None) -> Layer:
-        """What the block may look at where its gates are `g`."""
+    @contextmanager
+    def observed_by(self, observer: GateObserver | None) -> Iterator[None]:
+        """Show the gates of every pass to `observer`, if there is one."""
+        before, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = before
+
+    def bias_attention(self, layer: LayerContext, g: Tensor | None) -> LayerContext:
+        """The layer's context with what gates `g` (B, T, 1) add to products of queries and keys."""
         return layer
 
 
@@ -113,6 +120,8 @@ class Readout(nn.Module):
     """Layers whose outputs it reads; the trunk keeps no others alive."""
     width: int
     """Channels of the result: the head's inputs."""
+    eps: float
+    """Of its norms; 0: torch's default."""
     owns_last_mlp: bool = False
     """The trunk builds its last block without an MLP; the readout has one in its place."""
 
@@ -120,6 +129,6 @@ class Readout(nn.Module):
         """Features (B, T, width) from the last layer's output `x` (B, T, D) and the kept ones."""
         raise NotImplementedError
 
-    def heavy(self) -> list[nn.Module]:
+    def parts_to_compile(self) -> list[nn.Module]:
         """Modules as costly as a block, to be compiled as blocks are."""
         return []

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from skipsweep.config import Model, Recipe
-from skipsweep.model.heads import Start, head_inputs, readout_lambdas
+from skipsweep.model.readout_specs import Start, head_inputs, readout_lambdas
 from skipsweep.model.wiring import left_out, rolling_layers, tail_layers
 
 
@@ -126,10 +126,10 @@ def rolling_lambdas(recipe: Recipe) -> Start:
     """Of the rolling skip: the stream, and the output two layers before, layer by layer."""
     init, layers = recipe.lambda_init, rolling_layers(recipe.residual, recipe.model.layers)
     starts = zip(_each(init.rolling_x, len(layers)), _each(init.rolling, len(layers)), strict=True)
-    found = Start()
+    values = Start()
     for layer, (x, skip) in zip(layers, starts, strict=True):
-        found |= {f"lambda/rolling/{layer}/x": x, f"lambda/rolling/{layer}/skip": skip}
-    return found
+        values |= {f"lambda/rolling/{layer}/x": x, f"lambda/rolling/{layer}/skip": skip}
+    return values
 
 
 def tail_lambdas(recipe: Recipe) -> Start:
@@ -150,15 +150,15 @@ def _each(value: Any, count: int) -> list[float]:
 
 def value_lambdas(recipe: Recipe) -> Start:
     """Of the attention's values, layer by layer: on its own, and on the value embedding."""
-    init, layers, tables, found = recipe.lambda_init, attention_layers(recipe.model), value_table(recipe), Start()
+    init, layers, tables, values = recipe.lambda_init, attention_layers(recipe.model), value_table(recipe), Start()
     own = dict(zip(layers, _each(init.value, len(layers)), strict=True)) if recipe.model.value_lambda else {}
     beside = dict(zip(sorted(tables), _each(init.value_embedding, len(tables)), strict=True))
     for layer in layers:
         if layer in own:
-            found[f"lambda/value/{layer}/v"] = own[layer]
+            values[f"lambda/value/{layer}/v"] = own[layer]
         if layer in tables:
-            found[f"lambda/value/{layer}/ve"] = beside[layer]
-    return found
+            values[f"lambda/value/{layer}/ve"] = beside[layer]
+    return values
 
 
 def smear_lambdas(recipe: Recipe) -> Start:
@@ -167,6 +167,6 @@ def smear_lambdas(recipe: Recipe) -> Start:
 
 
 def scalars(recipe: Recipe) -> Start:
-    """All of them."""
+    """Initial values of all learned scalars, by label."""
     trunk = tail_lambdas(recipe) | unet_lambdas(recipe) | rolling_lambdas(recipe) | block_lambdas(recipe)
     return value_lambdas(recipe) | smear_lambdas(recipe) | trunk | readout_lambdas(recipe)

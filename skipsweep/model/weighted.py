@@ -6,22 +6,23 @@ Legend: S shape of the tensors.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class WeightedSum:
-    """sum_k weights[k] * tensors[k]. In one sweep over memory once `compile` was called."""
+class WeightedSum(nn.Module):
+    """sum_k weights[k] * tensors[k]. In one sweep over memory once `compile_kernel` was called."""
 
     def __init__(self) -> None:
-        self._sum: Any = weighted_sum
+        super().__init__()
+        self._kernel: Any = weighted_sum
 
-    def __call__(self, tensors: list[Tensor], weights: list[Tensor]) -> Tensor:
+    def forward(self, tensors: list[Tensor], weights: list[Tensor]) -> Tensor:
         """Tensors of one shape S and 0-dimensional weights; the result has the tensors' precision."""
-        return self._sum(tensors, weights)
+        return self._kernel(tensors, weights)
 
-    def compile(self) -> None:
+    def compile_kernel(self) -> None:
         """Use a compiled kernel; all mechanisms and layers with as many terms share it."""
-        self._sum = torch.compile(_plain, dynamic=False)
+        self._kernel = torch.compile(_plain, dynamic=False)
 
 
 def weighted_sum(tensors: list[Tensor], weights: list[Tensor]) -> Tensor:

@@ -134,11 +134,11 @@ def value_layers(value: Any, layers: int, without: Sequence[int] = ()) -> list[l
         pairs = [[k, layers - tables + k] for k in range(tables)]
         kept = [[layer for layer in pair if layer not in without or value != SCALED] for pair in pairs]
         return [table for table in kept if table]
-    found = [_layers(key, table, layers) for table in _lists(key, value, (SCALED,))]
-    flat = [layer for table in found for layer in table]
-    if len(set(flat)) < len(flat) or not all(found):
-        raise UserError(f"{key}={found}: every table needs a layer, and no layer has two tables")
-    return found
+    by_table = [_layers(key, table, layers) for table in _lists(key, value, (SCALED,))]
+    flat = [layer for table in by_table for layer in table]
+    if len(set(flat)) < len(flat) or not all(by_table):
+        raise UserError(f"{key}={by_table}: every table needs a layer, and no layer has two tables")
+    return by_table
 
 
 def no_mlp(value: Any, layers: int) -> list[int]:

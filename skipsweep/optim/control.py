@@ -10,8 +10,8 @@ from torch import Tensor
 
 from skipsweep.config import Control
 from skipsweep.distributed import World
-from skipsweep.optim.controllers import Controller, build_controller
-from skipsweep.optim.moments import Moments
+from skipsweep.optim.control_losses import ControlLoss, build_control_loss
+from skipsweep.optim.gate_statistics import Moments
 
 PREFIX = "control/"
 """What the names of a control's tensors begin with, in a state that holds others too."""
@@ -20,7 +20,7 @@ PREFIX = "control/"
 class NoDriver:
     """What stands beside the optimiser where there is no control."""
 
-    watch: Callable[[Tensor], None] | None = None
+    observer: Callable[[Tensor], None] | None = None
     """Has to see the gates (P, B, T) of a micro-batch before its loss; None: need not."""
 
     def begin(self) -> None:
@@ -50,12 +50,12 @@ class NoDriver:
 
 
 class Driver(NoDriver):
-    """A controller at work: watches gates, adds up what they are like in a step, and adapts."""
+    """A control at work: watches gates, adds up what they are like in a step, and adapts."""
 
-    def __init__(self, controller: Controller, world: World):
-        self._controller, self._world = controller, world
-        self._pairs = len(controller.alpha)
-        self.watch = self._see
+    def __init__(self, control_loss: ControlLoss, world: World):
+        self._control_loss, self._world = control_loss, world
+        self._pairs = len(control_loss.alpha)
+        self.observer = self._observe
         self.begin()
 
     def begin(self) -> None:
@@ -63,8 +63,8 @@ class Driver(NoDriver):
         self._total = self._zero()
         self._moments = Moments(self._pairs, self._world.device)
 
-    def _see(self, gates: Tensor) -> None:
-        self._loss = self._controller.loss(gates)
+    def _observe(self, gates: Tensor) -> None:
+        self._loss = self._control_loss.loss(gates)
         self._moments.add(gates)
 
     def on_top(self, loss: Tensor, weight: float) -> Tensor:
@@ -77,17 +77,17 @@ class Driver(NoDriver):
         return self._world.sum(self._total)
 
     def update(self, halted: Tensor) -> None:
-        self._controller.update(self._moments.mean, self._moments.variance, halted)
+        self._control_loss.update(self._moments.mean, self._moments.variance, halted)
 
     def state(self) -> dict[str, Tensor]:
-        return {f"{PREFIX}{name}": tensor for name, tensor in self._controller.tensors().items()}
+        return {f"{PREFIX}{name}": tensor for name, tensor in self._control_loss.tensors().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
     def readings(self) -> dict[str, list[float]]:
-        return {name: values.tolist() for name, values in self._controller.readings().items()}
+        return {name: values.tolist() for name, values in self._control_loss.readings().items()}
 
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=torch.float64, device=self._world.device)
@@ -95,5 +95,5 @@ class Driver(NoDriver):
 
 def build_driver(control: Control, means: Sequence[float], pairs: int, world: World) -> NoDriver:
     """What drives the gates of so many pairs of layers to these targets (empty: there are none)."""
-    controller = build_controller(control, means, pairs, world.device)
-    return Driver(controller, world) if controller else NoDriver()
+    control_loss = build_control_loss(control, means, pairs, world.device)
+    return Driver(control_loss, world) if control_loss else NoDriver()

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from skipsweep.errors import UserError
-from skipsweep.model import heads
+from skipsweep.model import readout_specs
 
 Key = tuple[str, int, int]
 """Arm, seed, replicate."""
@@ -16,7 +16,7 @@ Settings = Mapping[str, Any]
 REPETITION = ("seed", "replicate")
 FOLLOWS = ("data.epochs",)
 """The number of epochs that a run begins follows from its steps."""
-DRAWN = ("skip_layers", *(f"lambda_init.{name}" for name in heads.PER_SOURCE))
+DRAWN = ("skip_layers", *(f"lambda_init.{name}" for name in readout_specs.PER_SOURCE))
 """What a seed decides where it draws the layers."""
 
 

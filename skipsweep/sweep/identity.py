@@ -43,7 +43,7 @@ from skipsweep.config import (
     recipe_of,
 )
 from skipsweep.errors import UserError
-from skipsweep.model import gating, heads, shape, wiring
+from skipsweep.model import gate_targets, readout_specs, shape, wiring
 from skipsweep.sweep import select
 
 RESULTS_VERSION = 2
@@ -59,10 +59,10 @@ def canonical(config: Config, data: Data) -> RunConfig:
     all heads; initial lambdas that no mechanism uses are neutral. Raises UserError for impossible sources.
     """
     asked = select.sources(config.skip_layers.layers, config.selection_method, config.model.layers, config.seed)
-    heads.check(config.head_type, asked, config.model, config.residual)
+    readout_specs.check(config.head_type, asked, config.model, config.residual)
     _check_last_mlp(config, asked)
     ordered = sorted(asked, key=select.canonical_key)
-    head = heads.canonical(config.head_type, ordered, config.model)
+    head = readout_specs.canonical(config.head_type, ordered, config.model)
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
     _check_gates(config, asked)
     given |= {"skip_layers": SkipLayers(list(ordered)), "head_type": head, "data": data, **_wired(config)}
@@ -73,8 +73,8 @@ def canonical(config: Config, data: Data) -> RunConfig:
 
 
 def _check_gates(config: Config, asked: Sequence[select.Source]) -> None:
-    if asked and isinstance(config.gate_targets, Gated) and heads.KINDS[config.head_type.name].owns_last_mlp:
-        valid = ", ".join(name for name, kind in heads.KINDS.items() if not kind.owns_last_mlp)
+    if asked and isinstance(config.gate_targets, Gated) and readout_specs.SPECS[config.head_type.name].owns_last_mlp:
+        valid = ", ".join(name for name, spec in readout_specs.SPECS.items() if not spec.owns_last_mlp)
         raise UserError(
             f"head_type={config.head_type.name} takes the last MLP, which gate_targets={config.gate_targets.name} "
             f"could not skip; valid with gates: {valid}"
@@ -91,7 +91,7 @@ def _gate_targets(config: Config) -> GateTargets:
     seen = {"attention": gates.attention, "floor": gates.floor if gates.attention == "keys" else 1.0}
     if not isinstance(config.control, TargetControl):
         return Free(**start, **seen)
-    return Listed(**start, **seen, means=gating.means(gates, config.model.layers))
+    return Listed(**start, **seen, means=gate_targets.means(gates, config.model.layers))
 
 
 def _control(config: Config) -> Control:
@@ -118,7 +118,7 @@ def _control(config: Config) -> Control:
 
 def _check_last_mlp(config: Config, asked: Sequence[select.Source]) -> None:
     last = config.model.layers - 1
-    taken = asked and heads.KINDS[config.head_type.name].owns_last_mlp
+    taken = asked and readout_specs.SPECS[config.head_type.name].owns_last_mlp
     if taken and last in wiring.no_mlp(config.model.no_mlp, config.model.layers):
         raise UserError(f"head_type={config.head_type.name} takes the last MLP, but model.no_mlp has layer {last}")
 
@@ -197,11 +197,11 @@ def _schedule(config: Config) -> Schedule:
 
 def _lambda_init(run: RunConfig, asked: Sequence[select.Source]) -> LambdaInit:
     """Start values, those that no mechanism uses at their neutral value."""
-    init, neutral, of_head = run.lambda_init, LambdaInit(), heads.KINDS[run.head_type.name].lambdas
+    init, neutral, of_head = run.lambda_init, LambdaInit(), readout_specs.SPECS[run.head_type.name].lambdas
     kept: dict[str, Any] = {"x_lambda": (init if "x_lambda" in of_head else neutral).x_lambda}
     for key, count in _places(run).items():
         kept[key] = _per_place(f"lambda_init.{key}", getattr(init, key), count) if count else getattr(neutral, key)
-    for key in heads.PER_SOURCE:
+    for key in readout_specs.PER_SOURCE:
         if key in of_head:
             kept[key] = _per_source(f"lambda_init.{key}", getattr(init, key), asked, run.skip_layers.layers)
     return LambdaInit(**kept)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipsweep.config import Model, Muon, Optim, RunConfig, Schedule
-from skipsweep.optim.schedule import lr_factor, momentum, peak_rates, short_window_blocks, window_blocks
+from skipsweep.model.window import short_window_blocks, window_blocks
+from skipsweep.optim.schedule import lr_factor, momentum, peak_rates
 from skipsweep.sweep.plan import Plan
 
 MAX_POINTS = 200

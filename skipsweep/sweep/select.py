@@ -17,7 +17,7 @@ from skipsweep.config import (
     WorstToBest,
 )
 from skipsweep.errors import UserError
-from skipsweep.model.heads import NAMED, Source
+from skipsweep.model.readout_specs import NAMED, Source
 
 TWO_THIRDS = "two_thirds"
 """The layer at two thirds of the depth: 11 of 16 in the medium track's record 15, 8 of 12 in the small track's."""

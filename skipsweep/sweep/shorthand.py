@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from skipsweep.errors import UserError
-from skipsweep.model import heads
+from skipsweep.model import readout_specs
 from skipsweep.sweep import grammar, select
 
 GROUP = "skip_layers"
 LEAF = "skip_layers.layers"
 _PREFIX = f"{GROUP}="
 _TARGETS = "gate_targets"
-_WORD = re.compile(rf"none|{'|'.join(heads.NAMED)}|{select.TWO_THIRDS}|top\d+|{select.SPREADS}|[+-]?\d+")
+_WORD = re.compile(rf"none|{'|'.join(readout_specs.NAMED)}|{select.TWO_THIRDS}|top\d+|{select.SPREADS}|[+-]?\d+")
 FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input, extra, {select.EACH}, topA..topB"
 """What skip_layers takes besides the group's choices."""
 

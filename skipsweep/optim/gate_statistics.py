@@ -1,4 +1,4 @@
-"""What gates are like over many tokens: sums over passes and processes, in float64 whatever the gates' own precision.
+"""Statistics of gates over many tokens: sums over passes and processes, in float64 whatever the gates' own precision.
 
 Legend: P pairs of opposite layers, B batch, T time.
 """
@@ -35,8 +35,8 @@ class Moments:
         return self._sums[2] / self._sums[0] - self.mean.square()
 
 
-class Openness:
-    """Parts of blocks that gates leave to be computed, pair by pair."""
+class OpenFractionCounter:
+    """Fractions of blocks that gates leave to be computed, pair by pair."""
 
     def __init__(self, pairs: int, device: torch.device):
         self._sums = torch.zeros(4, pairs, dtype=torch.float64, device=device)
@@ -54,33 +54,33 @@ class Openness:
 
     @property
     def tokens(self) -> Tensor:
-        """Part of the tokens whose gate is not exactly 0, (P,)."""
+        """Fraction of the tokens whose gate is not exactly 0, (P,)."""
         return self._sums[1] / self._sums[0]
 
     @property
     def products(self) -> Tensor:
-        """Part of a query's products with the keys up to its own in which both are open, (P,)."""
+        """Fraction of a query's products with the keys up to its own in which both are open, (P,)."""
         return self._sums[3] / self._sums[2]
 
 
-class Census:
-    """What a validation finds out about gates."""
+class GateStatistics:
+    """What a validation finds out about gates: moments and open fractions."""
 
     def __init__(self, pairs: int, device: torch.device):
-        self._moments, self.openness = Moments(pairs, device), Openness(pairs, device)
+        self._moments, self.open_fractions = Moments(pairs, device), OpenFractionCounter(pairs, device)
 
     def add(self, gates: Tensor) -> None:
         """Count the gates (P, B, T) of one pass."""
         self._moments.add(gates)
-        self.openness.add(gates)
+        self.open_fractions.add(gates)
 
     def reduce(self, world: World) -> None:
         """Count those of all processes."""
         self._moments.reduce(world)
-        self.openness.reduce(world)
+        self.open_fractions.reduce(world)
 
     def values(self) -> dict[str, list[float]]:
         """Name -> figures, pair by pair: the mean (without a name), the variance, and the part that is exactly 0."""
-        closed = 1 - self.openness.tokens
-        found = {"": self._moments.mean, "variance": self._moments.variance, "zeros": closed}
-        return {name: figures.tolist() for name, figures in found.items()}
+        closed = 1 - self.open_fractions.tokens
+        by_name = {"": self._moments.mean, "variance": self._moments.variance, "zeros": closed}
+        return {name: figures.tolist() for name, figures in by_name.items()}

@@ -52,7 +52,7 @@ def _no_maps(head: HeadType, dim: int) -> Shapes:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ReadoutSpec:
     """What a head is, as far as planning needs to know."""
 
     named: tuple[str, ...] = (INPUT, EXTRA)
@@ -69,22 +69,22 @@ class Kind:
 
 _SUM = ("x_lambda", "skip_lambda")
 
-KINDS: dict[str, Kind] = {
-    "last": Kind(()),
-    "add": Kind(lambdas=_SUM),
-    "add_renorm": Kind(lambdas=_SUM),
-    "add_unnormed": Kind(lambdas=_SUM),
-    "add_detached": Kind((INPUT,), _SUM),  # nothing else trains an embedding of its own
-    "add_fixed_x": Kind(lambdas=("skip_lambda",)),
-    "add_relu": Kind(lambdas=_SUM),
-    "add_tanh": Kind(lambdas=_SUM),
-    "add_relu_linear": Kind(lambdas=_SUM, maps=lambda head, dim: {"linear": (dim, dim)}),
-    "concat": Kind(NAMED),
-    "concat_mlp": Kind(NAMED, owns_last_mlp=True),
-    "concat_mlp_narrow": Kind(
+SPECS: dict[str, ReadoutSpec] = {
+    "last": ReadoutSpec(()),
+    "add": ReadoutSpec(lambdas=_SUM),
+    "add_renorm": ReadoutSpec(lambdas=_SUM),
+    "add_unnormed": ReadoutSpec(lambdas=_SUM),
+    "add_detached": ReadoutSpec((INPUT,), _SUM),  # nothing else trains an embedding of its own
+    "add_fixed_x": ReadoutSpec(lambdas=("skip_lambda",)),
+    "add_relu": ReadoutSpec(lambdas=_SUM),
+    "add_tanh": ReadoutSpec(lambdas=_SUM),
+    "add_relu_linear": ReadoutSpec(lambdas=_SUM, maps=lambda head, dim: {"linear": (dim, dim)}),
+    "concat": ReadoutSpec(NAMED),
+    "concat_mlp": ReadoutSpec(NAMED, owns_last_mlp=True),
+    "concat_mlp_narrow": ReadoutSpec(
         NAMED, owns_last_mlp=True, maps=lambda head, dim: {"narrow": (head.width, dim)}, sizes=("width",)
     ),
-    "backout": Kind((INPUT,), ("backout",)),  # what is taken out of the stream has to be in it
+    "backout": ReadoutSpec((INPUT,), ("backout",)),  # what is taken out of the stream has to be in it
 }
 """Choice of `head_type` -> what it is."""
 
@@ -104,18 +104,18 @@ def check(head: HeadType, chosen: Sequence[Source], model: Model, residual: Resi
             f"head_type=last takes no sources, but skip_layers={shown}; use head_type=add or skip_layers=none"
         )
     for source in chosen:
-        if source in NAMED and source not in KINDS[head.name].named:
-            takers = ", ".join(name for name, kind in KINDS.items() if source in kind.named)
+        if source in NAMED and source not in SPECS[head.name].named:
+            takers = ", ".join(name for name, spec in SPECS.items() if source in spec.named)
             raise UserError(f"skip_layers: `{source}` is a source for head_type={takers} only, not for {head.name}")
-    if chosen and KINDS[head.name].owns_last_mlp and model.block != "speedrun":
+    if chosen and SPECS[head.name].owns_last_mlp and model.block != "speedrun":
         raise UserError(
             f"head_type={head.name} has the MLP of model.block=speedrun in place of the last one, not that of "
-            f"{model.block}; valid: {', '.join(n for n, kind in KINDS.items() if not kind.owns_last_mlp)}"
+            f"{model.block}; valid: {', '.join(n for n, spec in SPECS.items() if not spec.owns_last_mlp)}"
         )
-    for size in KINDS[head.name].sizes:
+    for size in SPECS[head.name].sizes:
         if getattr(head, size) < 1:
             raise UserError(f"head_type.{size}={getattr(head, size)} must be above 0")
-    if chosen and KINDS[head.name].owns_last_mlp and residual.parallel_tail:
+    if chosen and SPECS[head.name].owns_last_mlp and residual.parallel_tail:
         raise UserError(
             f"head_type={head.name} takes the last MLP out of the trunk, but with residual.parallel_tail="
             f"{residual.parallel_tail} it stands beside other blocks; valid: residual.parallel_tail=0, or another head"
@@ -153,7 +153,7 @@ def sources(recipe: Recipe) -> tuple[Source, ...]:
     """
     given, head = list(recipe.skip_layers.layers), recipe.head_type.name
     layers = range(recipe.model.layers - 1) if head != "last" else ()
-    offered: list[Source] = [*layers, *KINDS[head].named]
+    offered: list[Source] = [*layers, *SPECS[head].named]
     if given != [source for source in offered if source in given]:
         raise ValueError(f"skip_layers.layers={given} is not canonical; head_type={head} offers, in order: {offered}")
     return tuple(given)
@@ -164,9 +164,9 @@ def readout_name(recipe: Recipe) -> str:
     return recipe.head_type.name if sources(recipe) else "last"
 
 
-def readout_kind(recipe: Recipe) -> Kind:
+def readout_spec(recipe: Recipe) -> ReadoutSpec:
     """What the head in force is."""
-    return KINDS[readout_name(recipe)]
+    return SPECS[readout_name(recipe)]
 
 
 # ---------------------------------------------------------------------------------------------------------- its widths
@@ -213,7 +213,7 @@ def _fitted(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
 def matrices(recipe: Recipe) -> Shapes:
     """Name within the readout -> rows and columns, for every matrix that it learns; embeddings apart."""
     head, given = recipe.head_type, sources(recipe)
-    shapes = readout_kind(recipe).maps(head, recipe.model.dim)
+    shapes = readout_spec(recipe).maps(head, recipe.model.dim)
     maps = {f"{name}.{source}": shape for name, shape in shapes.items() for source in given}
     if not given or not isinstance(head, ConcatMLP | ConcatMLPNarrow):
         return maps
@@ -230,16 +230,16 @@ def has_embedding(recipe: Recipe) -> bool:
 
 
 def readout_lambdas(recipe: Recipe) -> Start:
-    """Of the readout; ValueError unless there is one start value per source."""
-    found, given = Start(), sources(recipe)
-    for key in readout_kind(recipe).lambdas:
+    """Initial values of the readout's learned scalars, by label. Raises ValueError unless there is one per source."""
+    values, given = Start(), sources(recipe)
+    for key in readout_spec(recipe).lambdas:
         value, label = getattr(recipe.lambda_init, key), LABELS[key]
         if key == "x_lambda":
-            found[f"lambda/{label}"] = float(value)
+            values[f"lambda/{label}"] = float(value)
         else:
             each = value if isinstance(value, list | tuple) else [value] * len(given)
-            found |= {f"lambda/{label}/{source}": float(v) for source, v in zip(given, each, strict=True)}
-    return found
+            values |= {f"lambda/{label}/{source}": float(v) for source, v in zip(given, each, strict=True)}
+    return values
 
 
 PER_SOURCE = ("skip_lambda", "backout")

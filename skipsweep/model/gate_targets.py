@@ -15,17 +15,17 @@ def means(targets: GateTargets, layers: int) -> list[float]:
         case Linear(start=start, end=end):
             _require_mean("start", start)
             _require_mean("end", end)
-            found, key = _linear(start, end, layers // 2), f"gate_targets.start={start} and gate_targets.end={end}"
+            by_pair, key = _linear(start, end, layers // 2), f"gate_targets.start={start} and gate_targets.end={end}"
         case Listed(means=listed):
-            found = _listed(listed, layers)
-            for mean in found:
+            by_pair = _listed(listed, layers)
+            for mean in by_pair:
                 _require_mean("means", mean)
-            key = f"gate_targets.means={found}"
+            key = f"gate_targets.means={by_pair}"
         case _:
             return []
-    if any(inner > outer for outer, inner in itertools.pairwise(found)):
+    if any(inner > outer for outer, inner in itertools.pairwise(by_pair)):
         raise UserError(f"{key}: an inner pair is never more open than an outer one; valid: equal or falling means")
-    return found
+    return by_pair
 
 
 def _require_mean(key: str, value: float) -> None:

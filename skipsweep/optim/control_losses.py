@@ -15,7 +15,7 @@ from torch import Tensor
 from skipsweep import config as c
 
 
-class Controller:
+class ControlLoss:
     """Coefficients `alpha` of the means and `beta` of the variances, (P,), in float64; here they are fixed."""
 
     def __init__(self, alpha: float, beta: float, pairs: int, device: torch.device):
@@ -39,8 +39,8 @@ class Controller:
         return {"alpha": self.alpha, "beta": self.beta}
 
 
-class WithTargets(Controller):
-    """A controller with a mean and a variance to reach, (P,)."""
+class WithTargets(ControlLoss):
+    """A loss with a mean and a variance to reach, (P,)."""
 
     def __init__(self, alpha: float, beta: float, means: Sequence[float], shift: float, device: torch.device):
         super().__init__(alpha, beta, len(means), device)
@@ -132,15 +132,17 @@ def _variance(gates: Tensor) -> Tensor:
     return gates.var((1, 2)) if gates[0].numel() > 1 else torch.zeros_like(gates[:, 0, 0])
 
 
-def build_controller(control: c.Control, means: Sequence[float], pairs: int, device: torch.device) -> Controller | None:
+def build_control_loss(
+    control: c.Control, means: Sequence[float], pairs: int, device: torch.device
+) -> ControlLoss | None:
     """Of so many pairs of layers with these targets (empty: there are none); None without a control."""
     match control:
         case c.NoControl():
             return None
         case c.Sparsity():
-            return Controller(control.alpha, 0.0, pairs, device)
+            return ControlLoss(control.alpha, 0.0, pairs, device)
         case c.SparsityVariance():
-            return Controller(control.alpha, control.beta, pairs, device)
+            return ControlLoss(control.alpha, control.beta, pairs, device)
         case c.SparsityVarianceL2():
             return L2(control, means, device)
         case c.Adaptive():
