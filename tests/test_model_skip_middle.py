@@ -17,7 +17,7 @@ from skipsweep.model.inject import NEUTRAL as NEUTRAL_BETWEEN
 from skipsweep.model.readout import NEUTRAL as NEUTRAL_HEADS
 from skipsweep.model.wiring import mlp_hidden
 from skipsweep.optim.schedule import lr_factor
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
 
@@ -34,7 +34,7 @@ def shipped(*overrides: str) -> Recipe:
     request = from_command_line(overrides)
     config = request.composer(request.overrides)
     validate(config)
-    return identity.canonical(config, replace(config.data, tokenizer="gpt2", vocab_size=50257, fingerprint="none"))
+    return canonical_form(config, replace(config.data, tokenizer="gpt2", vocab_size=50257, fingerprint="none"))
 
 
 def names_of_reference(model: GPT, of_gradient: bool = False) -> dict[str, Tensor]:

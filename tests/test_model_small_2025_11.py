@@ -18,7 +18,8 @@ from skipsweep.model.head import Head
 from skipsweep.model.norm import norm
 from skipsweep.model.shape import scalars
 from skipsweep.optim.schedule import lr_factor, window_blocks
-from skipsweep.sweep import identity, validate
+from skipsweep.sweep import validate
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 
 DIM, HEADS = 48, 3
@@ -29,7 +30,7 @@ def small(*overrides: str, tokenizer: str = "gpt2", vocab: int = 50257) -> RunCo
     request = from_command_line(["experiment=small_2025_11", *overrides])
     config = request.composer(request.overrides)
     validate.validate(config)
-    return identity.canonical(config, replace(config.data, tokenizer=tokenizer, vocab_size=vocab, fingerprint="none"))
+    return canonical_form(config, replace(config.data, tokenizer=tokenizer, vocab_size=vocab, fingerprint="none"))
 
 
 def narrow() -> GPT:

@@ -20,6 +20,7 @@ from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, names_a_folder
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import confound, identity, select
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
 
@@ -212,7 +213,7 @@ def _resolve(config: Config, corpora: dict[Any, tuple[Data, Corpus]]) -> RunConf
         corpora[key] = data, open_corpus(data, root)
     data, made = corpora[key]
     passes = prepare.check_enough(data, config.schedule.steps, made)
-    run = identity.canonical(config, replace(data, epochs=passes))
+    run = canonical_form(config, replace(data, epochs=passes))
     return replace(run, paths=Paths(str(resolve_folder(config.paths.multirun)), str(root)))
 
 
