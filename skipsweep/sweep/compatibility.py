@@ -147,7 +147,7 @@ def value_embeddings_have_values(config: Config) -> str | None:
     return None
 
 
-# ----------------------------------------------------------------------------------------------- gates and their control
+# ---------------------------------------------------------------------------------------------- gates and their control
 
 
 def gates_pair_layers(config: Config) -> str | None:

@@ -23,9 +23,10 @@ from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.local import PREEMPTED, Pool
-from skipsweep.sweep.plan import Plan, Wanted
+from skipsweep.sweep.plan import Plan
 from skipsweep.sweep.precision import precision
 from skipsweep.sweep.request import LaunchRequest, Point
+from skipsweep.sweep.resolve import Wanted
 
 INTERRUPTED = 130
 
@@ -74,7 +75,7 @@ def _look_at_queue(plan: Plan) -> None:
     """Runs that a job is waiting for are in flight, whatever launcher submitted them."""
     runs = [plan.multirun.run(name) for name in plan.configs]
     seen = squeue.all_refined([plan.observations[run.name] for run in runs], runs)
-    plan.observations = dict(zip(plan.configs, seen, strict=True))
+    plan.observations.update(zip(plan.configs, seen, strict=True))
 
 
 def _want_again(plan: Plan) -> None:
@@ -97,9 +98,7 @@ def make_plan(request: LaunchRequest) -> Plan:
     points = expand(request.overrides, request.sweep, request.composer.options)
     wanted = [one for point in points for one in _wanted(point, request)]
     single = len(wanted) == 1 and not request.multirun and not request.sweep.arms
-    plan = planning.make(wanted, shlex.join(request.command), single)
-    plan.notes += _said_twice(request.overrides)
-    return plan
+    return planning.make(wanted, shlex.join(request.command), single, _said_twice(request.overrides))
 
 
 def _said_twice(overrides: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,149 @@
+"""From points to runs: read each point's ranking, resolve its configuration, name its run, merge equal ones."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from skipsweep import provenance
+from skipsweep.config import Config, Data, Paths, Random, RunConfig, recipe_of
+from skipsweep.data import prepare
+from skipsweep.data.corpus import Corpus, open_corpus
+from skipsweep.rundir import Multirun
+from skipsweep.sweep import identity, select
+from skipsweep.sweep.canonical import canonical_form
+from skipsweep.sweep.ranking import Rankings
+from skipsweep.sweep.validate import validate
+
+MAX_ALIKE = 5
+"""Arms that are named as the same as earlier ones, before the others are only counted."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A point as it was asked for."""
+
+    arm: str
+    config: Config
+    overrides: tuple[str, ...]
+    """What this point sets, as one would type it."""
+    axes: tuple[str, ...] = ()
+    """Keys that were swept over."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point as it was resolved."""
+
+    arm: str
+    seed: int
+    replicate: int
+    run: str
+    """Name of the run it is served by."""
+    overrides: tuple[str, ...]
+    sources: list[select.Source]
+    ordering: list[int] | None
+    """The selection method's ordering, where `topN` was asked for: frozen here, never ranked anew in silence."""
+    tags: tuple[str, ...]
+    drawn: bool = False
+    """Whether its seed has drawn its layers, so that they differ between the seeds of an arm."""
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What makes a point of a sweep."""
+        return self.arm, self.seed, self.replicate
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The points of a launch, and what serves them."""
+
+    points: list[Point]
+    configs: dict[str, RunConfig]
+    """Run name -> canonical configuration, in order of first mention."""
+    rankings: Mapping[str, list[int]]
+    """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    notes: list[str]
+    """What a user should know, a line each."""
+
+
+def resolve_points(wanted: Sequence[Wanted], multirun: Multirun, frozen: Mapping[str, list[int]]) -> Resolved:
+    """`frozen`: rankings that an earlier launch of this sweep has used. Raises UserError for what cannot be trained."""
+    rankings = Rankings(multirun, frozen)
+    corpora: dict[Any, tuple[Data, Corpus]] = {}
+    configs: dict[str, RunConfig] = {}
+    points = []
+    for point in [_ranked(point, rankings) for point in wanted]:
+        run = _resolve(point.config, corpora)
+        name = identity.name(recipe_of(run))
+        configs.setdefault(name, run)
+        points.append(_point(point, run, name))
+    points = _merge(points)
+    return Resolved(points, configs, rankings.used, [*rankings.notes, *_served_alike(by_arm(points))])
+
+
+def by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Arm -> its points, in order of first mention."""
+    grouped: dict[str, list[Point]] = {}
+    for point in points:
+        grouped.setdefault(point.arm, []).append(point)
+    return grouped
+
+
+def _ranked(point: Wanted, rankings: Rankings) -> Wanted:
+    """The point with its ranking written out, as one would type it too."""
+    ranking = rankings.of(point.config)
+    if ranking is None:
+        return point
+    method = replace(point.config.selection_method, ranking=ranking)
+    text = f"selection_method.ranking=[{','.join(map(str, ranking))}]"
+    return replace(point, config=replace(point.config, selection_method=method), overrides=(*point.overrides, text))
+
+
+def resolve_folder(path: str) -> Path:
+    """An absolute path; relative ones start at the checkout, wherever the command was typed."""
+    return (provenance.CHECKOUT / Path(path).expanduser()).resolve()
+
+
+def _resolve(config: Config, corpora: dict[Any, tuple[Data, Corpus]]) -> RunConfig:
+    """The canonical configuration of one point. `corpora` remembers what this planning has resolved already."""
+    validate(config)
+    root = prepare.data_root(config.paths)
+    key = (type(config.data), *vars(config.data).values(), root)
+    if key not in corpora:
+        data = prepare.resolve(config.data, root)
+        corpora[key] = data, open_corpus(data, root)
+    data, made = corpora[key]
+    passes = prepare.check_enough(data, config.schedule.steps, made)
+    run = canonical_form(config, replace(data, epochs=passes))
+    return replace(run, paths=Paths(str(resolve_folder(config.paths.multirun)), str(root)))
+
+
+def _point(wanted: Wanted, run: RunConfig, name: str) -> Point:
+    config = wanted.config
+    tops = select.tops(config.skip_layers.layers)
+    order = select.ordering(config.selection_method, config.model.layers, config.seed) if tops else None
+    sources = run.skip_layers.layers
+    method = config.selection_method.name if tops else "given"
+    kind = "none" if not sources else "single_layer" if len(sources) == 1 else "multi_layer"
+    tag = kind if len(sources) < 2 else f"{kind}/{method}/N={len(sources)}"
+    drawn = bool(tops) and isinstance(config.selection_method, Random) and config.selection_method.seed is None
+    return Point(wanted.arm, config.seed, config.replicate, name, wanted.overrides, sources, order, (tag,), drawn)
+
+
+def _merge(points: list[Point]) -> list[Point]:
+    """Drop repetitions of the very same point (`seed=1,1`)."""
+    return list({(*point.key, point.run): point for point in points}.values())
+
+
+def _served_alike(arms: Mapping[str, Sequence[Point]]) -> Iterator[str]:
+    """A note on the arms that are served by the very same runs as an earlier one: their difference is naught."""
+    first: dict[tuple[str, ...], str] = {}
+    alike = []
+    for arm, points in arms.items():
+        original = first.setdefault(tuple(sorted(point.run for point in points)), arm)
+        if original != arm:
+            alike.append(f"{arm} is {original}: the same runs")
+    yield from alike[:MAX_ALIKE]
+    if len(alike) > MAX_ALIKE:
+        yield f"... and {len(alike) - MAX_ALIKE} more arms that are earlier ones"
