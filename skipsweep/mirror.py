@@ -38,6 +38,7 @@ from typing import IO, Any
 
 from skipsweep import config, files
 from skipsweep.rundir import RunDir
+from skipsweep.sweep_file import GIVEN, method_of
 
 POLL_S = 1.0
 """Seconds between two looks at metrics.jsonl."""
@@ -298,7 +299,7 @@ def _ordering(tags: list[str], sources: int) -> str:
     """`multi_layer/best_to_worst/N=5` -> `best_to_worst`; one source or none has no order."""
     if sources < 2:
         return "single_layer" if sources else "none"
-    return "+".join(dict.fromkeys(tag.split("/")[1] for tag in sorted(tags) if tag.count("/") > 1)) or "given"
+    return "+".join(dict.fromkeys(method_of(tag) for tag in sorted(tags) if tag.count("/") > 1)) or GIVEN
 
 
 def _cut(text: str, length: int) -> str:

@@ -16,6 +16,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config", "files", "progress", "provenance", "secrecy", "slurm.environment", "slurm.assignment", "stop"),
     ("published", "rundir"),
+    ("sweep_file",),
     ("imports", "lease", "mirror", "slurm.submission"),
     ("status",),
     ("distributed", "optim.schedule"),
@@ -50,7 +51,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """From the bottom up. A unit (a module, or a whole package) may import itself and units of earlier rows, not its
 neighbours."""
 
-READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "published", "rundir", "status")}
+READS_FILES_ONLY = {"analyze": ("config", "errors", "files", "published", "rundir", "status", "sweep_file")}
 """Unit -> all it may import of ours, where that is less than the order allows."""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {

@@ -19,7 +19,7 @@ from skipsweep.config import AdamW, Config, Constant, Cosine, Muon, Schedule, Tr
 from skipsweep.optim.schedule import lr_factor, momentum, short_window_blocks, window_blocks
 from skipsweep.sweep import chart, schedules
 from skipsweep.sweep import plan as planning
-from skipsweep.sweep.resolve import Wanted
+from skipsweep.sweep.resolve import ComposedPoint
 from skipsweep.sweep.schedules import Curve, Drawing, drawings
 
 MUON = Muon(
@@ -77,7 +77,9 @@ def plan(tmp_path: Path, data_root: Path) -> Callable[..., planning.Plan]:
     def made(**arms: dict[str, Any]) -> planning.Plan:
         plain = base(tmp_path / "runs", data_root)
         wanted = [
-            Wanted(arm, replace(plain, seed=seed, **changes), ()) for arm, changes in arms.items() for seed in (0, 1)
+            ComposedPoint(arm, replace(plain, seed=seed, **changes), ())
+            for arm, changes in arms.items()
+            for seed in (0, 1)
         ]
         return planning.make(wanted, "test", single=False)
 

@@ -5,6 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skipsweep import sweep_file
 from skipsweep.analyze import documents
 from skipsweep.rundir import Multirun
 
@@ -49,9 +50,9 @@ class Arm:
 
 def of_sweep(multirun: Multirun, name: str) -> list[Arm]:
     """The arms of a sweep, in the order planned; the baseline first. Raises UserError without a plan."""
-    plan = documents.read_plan(multirun, name)
+    plan = sweep_file.read_plan(multirun, name)
     grouped: dict[str, dict[tuple[int, int], str]] = {}
-    for point in documents.points(name, plan):
+    for point in sweep_file.points(name, plan):
         grouped.setdefault(point.arm, {})[point.seed, point.replicate] = point.run
     results = {run: documents.result(multirun.run(run)) for runs in grouped.values() for run in runs.values()}
     baseline = plan.get("baseline")

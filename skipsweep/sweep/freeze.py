@@ -12,7 +12,6 @@ from skipsweep.model import count
 from skipsweep.rundir import SINGLE, RunDir, SweepDir
 from skipsweep.sweep import identity, question
 from skipsweep.sweep.plan import Plan, accessible
-from skipsweep.sweep.resolve import Point
 
 
 def freeze(plan: Plan, retry: str) -> None:
@@ -62,7 +61,7 @@ def _freeze_sweep(plan: Plan, folder: SweepDir) -> None:
 
 
 def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
-    points = question.known_points(before) | {point.key: _point_document(point) for point in plan.points}
+    points = question.known_points(before) | {point.key: point for point in plan.points}
     return {
         "name": plan.name,
         **{key: question.said(plan.sweep, before, key) for key in ("question", "source", "may_differ")},
@@ -72,23 +71,12 @@ def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": plan.baseline,
         "confounds": plan.confounds,
         "rankings": {**before.get("rankings", {}), **plan.rankings},
-        "points": list(points.values()),
+        "points": [point.to_dict() for point in points.values()],
         "commands": [*before.get("commands", []), plan.command][-50:],
         "commit": provenance.commit(),
         "code": provenance.code_hash(),
         "created": before.get("created", time.time()),
         "updated": time.time(),
-    }
-
-
-def _point_document(point: Point) -> dict[str, Any]:
-    return {
-        "key": list(point.key),
-        "run": point.run,
-        "overrides": list(point.overrides),
-        "sources": point.sources,
-        "ordering": point.ordering,
-        "tags": list(point.tags),
     }
 
 

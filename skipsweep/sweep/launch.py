@@ -25,8 +25,9 @@ from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.local import PREEMPTED, Pool
 from skipsweep.sweep.plan import Plan
 from skipsweep.sweep.precision import precision
-from skipsweep.sweep.request import LaunchRequest, Point
-from skipsweep.sweep.resolve import Wanted
+from skipsweep.sweep.request import GridPoint, LaunchRequest
+from skipsweep.sweep.resolve import ComposedPoint
+from skipsweep.sweep_file import PlannedPoint
 
 INTERRUPTED = 130
 
@@ -96,7 +97,7 @@ def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
     secrecy.check(request.command)
     points = expand(request.overrides, request.sweep, request.composer.options)
-    wanted = [one for point in points for one in _wanted(point, request)]
+    wanted = [one for point in points for one in _composed(point, request)]
     single = len(wanted) == 1 and not request.multirun and not request.sweep.arms
     return planning.make(wanted, shlex.join(request.command), single, _said_twice(request.overrides))
 
@@ -110,12 +111,13 @@ def _said_twice(overrides: Sequence[str]) -> Iterator[str]:
             yield f"{text} has no effect: {last[override.key_or_group]} comes after it"
 
 
-def _wanted(point: Point, request: LaunchRequest) -> list[Wanted]:
+def _composed(point: GridPoint, request: LaunchRequest) -> list[ComposedPoint]:
     """A point with its configuration, or those that it stands for in a trunk of such a depth."""
     config = request.config(point)
     found = spread(point, config)
     configs = [config] if found == [point] else map(request.config, found)
-    return [Wanted(one.arm, its, one.overrides, tuple(one.axes)) for one, its in zip(found, configs, strict=True)]
+    pairs = zip(found, configs, strict=True)
+    return [ComposedPoint(one.arm, its, one.overrides, tuple(one.axes)) for one, its in pairs]
 
 
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
@@ -137,7 +139,7 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "confounds": plan.confounds,
         "rankings": plan.rankings,
         "notes": plan.notes,
-        "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
+        "points": [_point(plan, point) for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
         "seconds": expected and expected.seconds,
@@ -147,6 +149,11 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "to_download": to_download(plan, todo),
         "precision": told and asdict(told),
     }
+
+
+def _point(plan: Plan, point: PlannedPoint) -> dict[str, Any]:
+    named = {"arm": point.arm, "seed": point.seed, "replicate": point.replicate}
+    return {**named, **point.to_dict(), "drawn": point.arm in plan.drawn, "state": plan.observations[point.run].state}
 
 
 def _estimate(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> Estimate | None:

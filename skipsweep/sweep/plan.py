@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from skipsweep import files
+from skipsweep import files, sweep_file
 from skipsweep.config import RunConfig, Sweep
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, names_a_folder
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import identity, question
-from skipsweep.sweep.resolve import Point, Wanted, by_arm, resolve_folder, resolve_points
+from skipsweep.sweep.resolve import ComposedPoint, resolve_folder, resolve_points
+from skipsweep.sweep_file import PlannedPoint
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Plan:
     sweep: Sweep
     name: str | None
     """The sweep's folder; None for a single run."""
-    points: list[Point]
+    points: list[PlannedPoint]
     configs: dict[str, RunConfig]
     """Run name -> frozen configuration, in order of first mention."""
     baseline: str | None
@@ -40,6 +41,8 @@ class Plan:
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
     confounds: Mapping[str, list[str]] = field(default_factory=dict)
     """Arm -> keys in which it differs besides what it may."""
+    drawn: frozenset[str] = frozenset()
+    """Arms whose layers are drawn by their seed, so that they differ between the seeds."""
     notes: Sequence[str] = ()
     """What a user should know before this is launched, a line each."""
     observations: dict[str, Observation] = field(default_factory=dict)
@@ -50,16 +53,16 @@ class Plan:
         skip = {"done"} if retry == "failed" else {"done", "failed"}
         return [run for run in self.configs if self.observations[run].state not in skip]
 
-    def arms(self) -> dict[str, list[Point]]:
+    def arms(self) -> dict[str, list[PlannedPoint]]:
         """Arm -> its points, in order of first mention."""
-        return by_arm(self.points)
+        return sweep_file.arms(self.points)
 
     def observe(self) -> None:
         """Look at all runs anew."""
         self.observations.update({name: observe(self.multirun.run(name)) for name in self.configs})
 
 
-def make(wanted: Sequence[Wanted], command: str, single: bool, notes: Iterable[str] = ()) -> Plan:
+def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Iterable[str] = ()) -> Plan:
     """Resolve points to runs. `notes`: what a user should know besides.
 
     Raises UserError for whatever cannot be trained, before anything is written but the tokenised corpus.
@@ -86,6 +89,7 @@ def make(wanted: Sequence[Wanted], command: str, single: bool, notes: Iterable[s
             points=resolved.points,
             configs=resolved.configs,
             rankings=resolved.rankings,
+            drawn=resolved.drawn,
             notes=[*resolved.notes, *notes],
             baseline=asked.baseline,
             target=asked.target,
@@ -117,14 +121,14 @@ def _before(multirun: Multirun, name: str | None) -> Mapping[str, Any]:
     return before
 
 
-def _check_axes(wanted: Sequence[Wanted]) -> None:
+def _check_axes(wanted: Sequence[ComposedPoint]) -> None:
     """Raise UserError for a sweep over what belongs to the whole sweep."""
     for key in dict.fromkeys(key for point in wanted for key in point.axes):
         if key in ("plan", "retry") or key.startswith(("sweep.", "paths.")):
             raise UserError(f"{key} cannot be swept over: it belongs to the whole sweep")
 
 
-def _own_name(points: list[Point], wanted: Sequence[Wanted]) -> str:
+def _own_name(points: list[PlannedPoint], wanted: Sequence[ComposedPoint]) -> str:
     """A slug and a hash of the points."""
     keys = dict.fromkeys(key for point in wanted for key in point.axes)
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(keys))[:60].strip("-_")

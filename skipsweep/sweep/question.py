@@ -3,16 +3,19 @@
 A sweep may be launched again, to extend it. What an earlier launch said of it, `before`, is its plan.json.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from skipsweep import sweep_file
 from skipsweep.config import Data, Sweep, choices, leaves, recipe_of
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 from skipsweep.sweep import confound
-from skipsweep.sweep.resolve import Point, Resolved, by_arm
+from skipsweep.sweep.confound import Key
+from skipsweep.sweep.resolve import Resolved
+from skipsweep.sweep_file import PlannedPoint
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ def said(sweep: Sweep, before: Mapping[str, Any], key: str) -> Any:
     return before.get(key, value) if value in (None, {}) else value
 
 
-def known_points(before: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Key -> point of an earlier launch."""
-    return {tuple(point["key"]): point for point in before.get("points", [])}
+def known_points(before: Mapping[str, Any]) -> dict[Key, PlannedPoint]:
+    """Key -> point of an earlier launch. Raises UserError where one cannot be read."""
+    return {point.key: point for point in sweep_file.points(before["name"], before)} if before else {}
 
 
-def check_extension(name: str | None, before: Mapping[str, Any], points: Sequence[Point]) -> None:
+def check_extension(name: str | None, before: Mapping[str, Any], points: Sequence[PlannedPoint]) -> None:
     """Raise UserError where a sweep of this name has the same point as another run: an arm keeps its meaning."""
     known = known_points(before)
     for point in points:
-        run = known.get(point.key, {}).get("run", point.run)
+        run = known.get(point.key, point).run
         if run != point.run:
             raise UserError(
                 f"sweep {name} already has {point.arm} with seed {point.seed} as run {run}, now it would be "
@@ -64,9 +67,9 @@ def check_extension(name: str | None, before: Mapping[str, Any], points: Sequenc
             )
 
 
-def _baseline(sweep: Sweep, before: Mapping[str, Any], points: Sequence[Point]) -> str:
+def _baseline(sweep: Sweep, before: Mapping[str, Any], points: Sequence[PlannedPoint]) -> str:
     """The declared arm, else the one the sweep was begun with, else the first without sources, else the first."""
-    arms = by_arm(points)
+    arms = sweep_file.arms(points)
     declared = sweep.baseline or before.get("baseline")
     if declared is not None:
         valid = dict.fromkeys([*(arm for arm, *_ in known_points(before)), *arms])
@@ -121,8 +124,10 @@ def _confounds(
 
     points = confound.Points(
         now={point.key: point.run for point in resolved.points},
-        before={key: run for key, run in _earlier(before) if multirun.run(run).config.exists()},
-        drawn={point.arm for point in resolved.points if point.drawn},
+        before={
+            key: known.run for key, known in known_points(before).items() if multirun.run(known.run).config.exists()
+        },
+        drawn=resolved.drawn,
         settings=settings,
     )
     may_differ = said(sweep, before, "may_differ")
@@ -135,8 +140,3 @@ def _confounds(
     for one in found:
         keys.setdefault(one.arm, set()).add(one.key)
     return {arm: sorted(of_arm) for arm, of_arm in keys.items()}
-
-
-def _earlier(before: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Key and run of every point of earlier launches."""
-    return ((key, known["run"]) for key, known in known_points(before).items())

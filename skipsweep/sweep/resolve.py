@@ -14,13 +14,14 @@ from skipsweep.sweep import identity, select
 from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
+from skipsweep.sweep_file import GIVEN, PlannedPoint, arms
 
 MAX_ALIKE = 5
 """Arms that are named as the same as earlier ones, before the others are only counted."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ComposedPoint:
     """A point as it was asked for."""
 
     arm: str
@@ -32,42 +33,21 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A point as it was resolved."""
-
-    arm: str
-    seed: int
-    replicate: int
-    run: str
-    """Name of the run it is served by."""
-    overrides: tuple[str, ...]
-    sources: list[select.Source]
-    ordering: list[int] | None
-    """The selection method's ordering, where `topN` was asked for: frozen here, never ranked anew in silence."""
-    tags: tuple[str, ...]
-    drawn: bool = False
-    """Whether its seed has drawn its layers, so that they differ between the seeds of an arm."""
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """What makes a point of a sweep."""
-        return self.arm, self.seed, self.replicate
-
-
-@dataclass(frozen=True)
 class Resolved:
     """The points of a launch, and what serves them."""
 
-    points: list[Point]
+    points: list[PlannedPoint]
     configs: dict[str, RunConfig]
     """Run name -> canonical configuration, in order of first mention."""
     rankings: Mapping[str, list[int]]
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    drawn: frozenset[str]
+    """Arms whose layers are drawn by their seed."""
     notes: list[str]
     """What a user should know, a line each."""
 
 
-def resolve_points(wanted: Sequence[Wanted], multirun: Multirun, frozen: Mapping[str, list[int]]) -> Resolved:
+def resolve_points(wanted: Sequence[ComposedPoint], multirun: Multirun, frozen: Mapping[str, list[int]]) -> Resolved:
     """`frozen`: rankings that an earlier launch of this sweep has used. Raises UserError for what cannot be trained."""
     rankings = Rankings(multirun, frozen)
     corpora: dict[Any, tuple[Data, Corpus]] = {}
@@ -79,18 +59,11 @@ def resolve_points(wanted: Sequence[Wanted], multirun: Multirun, frozen: Mapping
         configs.setdefault(name, run)
         points.append(_point(point, run, name))
     points = _merge(points)
-    return Resolved(points, configs, rankings.used, [*rankings.notes, *_served_alike(by_arm(points))])
+    drawn = frozenset(point.arm for point in wanted if _is_drawn(point.config))
+    return Resolved(points, configs, rankings.used, drawn, [*rankings.notes, *_served_alike(arms(points))])
 
 
-def by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Arm -> its points, in order of first mention."""
-    grouped: dict[str, list[Point]] = {}
-    for point in points:
-        grouped.setdefault(point.arm, []).append(point)
-    return grouped
-
-
-def _ranked(point: Wanted, rankings: Rankings) -> Wanted:
+def _ranked(point: ComposedPoint, rankings: Rankings) -> ComposedPoint:
     """The point with its ranking written out, as one would type it too."""
     ranking = rankings.of(point.config)
     if ranking is None:
@@ -119,24 +92,35 @@ def _resolve(config: Config, corpora: dict[Any, tuple[Data, Corpus]]) -> RunConf
     return replace(run, paths=Paths(str(resolve_folder(config.paths.multirun)), str(root)))
 
 
-def _point(wanted: Wanted, run: RunConfig, name: str) -> Point:
-    config = wanted.config
+def _point(composed: ComposedPoint, run: RunConfig, name: str) -> PlannedPoint:
+    config = composed.config
     tops = select.tops(config.skip_layers.layers)
     order = select.ordering(config.selection_method, config.model.layers, config.seed) if tops else None
     sources = run.skip_layers.layers
-    method = config.selection_method.name if tops else "given"
-    kind = "none" if not sources else "single_layer" if len(sources) == 1 else "multi_layer"
-    tag = kind if len(sources) < 2 else f"{kind}/{method}/N={len(sources)}"
-    drawn = bool(tops) and isinstance(config.selection_method, Random) and config.selection_method.seed is None
-    return Point(wanted.arm, config.seed, config.replicate, name, wanted.overrides, sources, order, (tag,), drawn)
+    return PlannedPoint(
+        arm=composed.arm,
+        seed=config.seed,
+        replicate=config.replicate,
+        run=name,
+        sources=tuple(sources),
+        method=config.selection_method.name if tops and len(sources) > 1 else GIVEN,
+        ordering=None if order is None else tuple(order),
+        overrides=composed.overrides,
+    )
 
 
-def _merge(points: list[Point]) -> list[Point]:
+def _is_drawn(config: Config) -> bool:
+    """Whether a run's seed draws its layers, so that they differ between the seeds of an arm."""
+    method = config.selection_method
+    return bool(select.tops(config.skip_layers.layers)) and isinstance(method, Random) and method.seed is None
+
+
+def _merge(points: list[PlannedPoint]) -> list[PlannedPoint]:
     """Drop repetitions of the very same point (`seed=1,1`)."""
     return list({(*point.key, point.run): point for point in points}.values())
 
 
-def _served_alike(arms: Mapping[str, Sequence[Point]]) -> Iterator[str]:
+def _served_alike(arms: Mapping[str, Sequence[PlannedPoint]]) -> Iterator[str]:
     """A note on the arms that are served by the very same runs as an earlier one: their difference is naught."""
     first: dict[tuple[str, ...], str] = {}
     alike = []
