@@ -332,7 +332,7 @@ def _open(run: RunDir, id: str, logger: config.Wandb) -> Any:
     import wandb
 
     group, tags = _labels(run)
-    mode: Any = logger.mode  # wandb itself refuses what is no mode
+    mode: Any = logger.mode  # wandb itself refuses other modes
     opened = wandb.init(
         config=_config(run),
         dir=run.path,
@@ -428,7 +428,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _watch_stdin(run: RunDir, ended: threading.Event) -> None:
-    """Set `ended` when the trainer is gone, and see to it that a hanging wandb does not keep us for ever."""
+    """Set `ended` when the trainer is gone, and see to it that a hanging wandb does not keep us forever."""
     with suppress(OSError):
         while os.read(0, 4096):
             pass

@@ -62,7 +62,7 @@ class PlannedPoint:
     def from_dict(cls, point: Mapping[str, Any], sweep: str = "") -> "PlannedPoint":
         """A point of a plan.json, also of one from before `method` was noted.
 
-        Raises AttributeError, KeyError, TypeError or ValueError for what is none.
+        Raises AttributeError, KeyError, TypeError or ValueError where it is not one.
         """
         arm, seed, replicate = point["key"]
         run, tags, overrides = point["run"], point.get("tags") or [], point.get("overrides") or []
@@ -151,7 +151,7 @@ def read_plan(multirun: Multirun, name: str) -> dict[str, Any]:
         known = ", ".join(sweep.name for sweep in multirun.all_sweeps()) or "none yet"
         raise UserError(f"no sweep {name} below {multirun.sweeps}; there are: {known}")
     if not isinstance(found, dict) or not isinstance(found.get("points"), list):
-        raise UserError(f"{folder.plan} is no plan of a sweep: it has no list of points")
+        raise UserError(f"{folder.plan} is not the plan of a sweep: it has no list of points")
     plan = {key: value for key, value in found.items() if value is not None}
     for key, (expected, is_it) in _PLAN.items():
         if key in plan and not is_it(plan[key]):

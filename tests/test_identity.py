@@ -187,9 +187,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"skip_layers": c.SkipLayers("top1"), "selection_method": c.WorstToBest(ranking=[1, 1])},
         r"names a layer twice",
     ),
-    "no source": ({"skip_layers": c.SkipLayers("layer3")}, r"layer3 is no source; valid: none, a layer"),
-    "a truth value": ({"skip_layers": c.SkipLayers([True])}, r"True is no source"),
-    "half a layer": ({"skip_layers": c.SkipLayers(1.5)}, r"1.5 is no source"),
+    "no source": ({"skip_layers": c.SkipLayers("layer3")}, r"layer3 is not a source; valid: none, a layer"),
+    "a truth value": ({"skip_layers": c.SkipLayers([True])}, r"True is not a source"),
+    "half a layer": ({"skip_layers": c.SkipLayers(1.5)}, r"1.5 is not a source"),
     "last head with sources": (
         {"skip_layers": c.SkipLayers([3]), "head_type": c.Last()},
         r"head_type=last takes no sources, but skip_layers=\[3\]",
@@ -202,9 +202,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda=[0.1, 0.2])},
         r"skip_lambda has 2 values for 1 sources",
     ),
-    "a lambda that is no number": (
+    "a lambda that is not a number": (
         {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda="much")},
-        r"much is no number",
+        r"much is not a number",
     ),
 }
 

@@ -317,8 +317,8 @@ def test_a_list_has_one_start_value_per_place(name):
     assert run_id(**with_mechanism, lambda_init=same) == run_id(**with_mechanism, lambda_init=one)
     for wrong, says in (
         ([*values, 1.0], rf"lambda_init\.{name} has {PLACES[name] + 1} values for {PLACES[name]} places; valid"),
-        (["a", *values[1:]], rf"lambda_init\.{name}: a is no number"),
-        (True, rf"lambda_init\.{name}: True is no number"),
+        (["a", *values[1:]], rf"lambda_init\.{name}: a is not a number"),
+        (True, rf"lambda_init\.{name}: True is not a number"),
     ):
         with pytest.raises(UserError, match=says) as raised:
             canonical(**with_mechanism, lambda_init=c.LambdaInit(**{name: wrong}))

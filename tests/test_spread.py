@@ -81,5 +81,5 @@ def test_one_value_of_a_word_is_a_single_run(plan: Callable[..., Plan]) -> None:
 
 
 def test_a_word_inside_a_list_has_no_meaning(plan: Callable[..., Plan]) -> None:
-    with pytest.raises(UserError, match="each is no source"):
+    with pytest.raises(UserError, match="each is not a source"):
         plan("-m", "skip_layers=[each,1]")

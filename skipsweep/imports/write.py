@@ -34,7 +34,7 @@ def import_logs(
     if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
     if target is not None and not math.isfinite(target):
-        raise UserError(f"--target {target} is no loss; valid: a finite number, in nats per token")
+        raise UserError(f"--target {target} is not a loss; valid: a finite number, in nats per token")
     found = Imported()
     folder = multirun.sweep(sweep)
     logs = _beside_earlier(multirun, folder, read(multirun, paths, arm, found))
@@ -143,7 +143,7 @@ def _write_sweep(folder: SweepDir, logs: list[LogRun], baseline: str | None, tar
 
 
 def _document(folder: SweepDir, logs: list[LogRun], baseline: str | None, target: float | None) -> dict[str, Any]:
-    """plan.json with these logs added. Raises UserError for a launched sweep, and a baseline that is no arm."""
+    """plan.json with these logs added. Raises UserError for a launched sweep, and a baseline that is not an arm."""
     before = files.read_json(folder.plan) or {}
     if before and not before.get("imported"):
         raise UserError(f"sweep {folder.name} was launched, not imported; choose another --sweep")
@@ -151,7 +151,7 @@ def _document(folder: SweepDir, logs: list[LogRun], baseline: str | None, target
     arms = list(sweep_file.arms(points))
     chosen = baseline or before.get("baseline") or arms[0]
     if chosen not in arms:
-        raise UserError(f"--baseline {chosen} is no arm; valid: {', '.join(arms)}")
+        raise UserError(f"--baseline {chosen} is not an arm; valid: {', '.join(arms)}")
     return {
         "name": folder.name,
         "imported": True,

@@ -22,7 +22,7 @@ class Cancelled:
     sweep: str
     """Its name, or the run's."""
     runs: list[str] = field(default_factory=list)
-    """Will not be gone on with."""
+    """Will not be continued."""
     wanted: dict[str, list[str]] = field(default_factory=dict)
     """Run -> other sweeps that wait for it: left alone."""
     local: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The one form of all configurations that train the same thing: layers for words, nothing that has no effect.
 
-What is refused here is what cannot be read: a layer that is not there, a list of the wrong length. What cannot go
-together has been refused before (`sweep/compatibility.py`).
+Only what cannot be read is refused here: a layer that does not exist, a list of the wrong length. Settings that cannot
+go together have been refused before (`sweep/compatibility.py`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -175,7 +175,7 @@ def _start_values(key: str, value: Any, names: Sequence[Any], kind: str) -> dict
         )
     for v in values:
         if isinstance(v, bool) or not isinstance(v, int | float):
-            raise UserError(f"lambda_init.{key}: {v} is no number")
+            raise UserError(f"lambda_init.{key}: {v} is not a number")
     return dict(zip(names, map(float, values), strict=True))
 
 

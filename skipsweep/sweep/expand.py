@@ -130,7 +130,7 @@ def _arm_overrides(name: str | None, arm: Any) -> list[str]:
     if arm is None:
         return []
     if not isinstance(arm, Mapping):
-        raise UserError(f"sweep.arms.{name}: {arm!r} is no block of KEY: VALUE; e.g. {name}: {{skip_layers: 5}}")
+        raise UserError(f"sweep.arms.{name}: {arm!r} is not a block of KEY: VALUE; e.g. {name}: {{skip_layers: 5}}")
     texts = []
     for key, value in arm.items():
         if isinstance(value, Mapping) and value:
@@ -195,4 +195,4 @@ def _numbers(given: Any, options: Options) -> list[int]:
             return _numbers(read, options)
     if isinstance(given, int) and not isinstance(given, bool):
         return [given]
-    raise UserError(f"{SEEDS}: {given!r} is no seed; valid: a number, a list of numbers, range(a,b)")
+    raise UserError(f"{SEEDS}: {given!r} is not a seed; valid: a number, a list of numbers, range(a,b)")

@@ -74,7 +74,7 @@ def _baseline(sweep: Sweep, before: Mapping[str, Any], points: Sequence[PlannedP
     if declared is not None:
         valid = dict.fromkeys([*(arm for arm, *_ in known_points(before)), *arms])
         if declared not in valid:
-            raise UserError(f"sweep.baseline={declared} is no arm of this sweep; valid: {', '.join(valid)}")
+            raise UserError(f"sweep.baseline={declared} is not an arm of this sweep; valid: {', '.join(valid)}")
         return declared
     return next((arm for arm, points in arms.items() if not points[0].sources), next(iter(arms)))
 

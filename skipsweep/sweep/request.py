@@ -28,7 +28,7 @@ LAUNCHERS: dict[str, type] = {"local": LocalLauncher, "slurm": SlurmLauncher}
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One choice on the sweep's axes."""
+    """One choice on the sweep's axes, not yet composed."""
 
     block: str | None
     """Name of the block of `sweep.arms` it comes from; None: the command line alone."""

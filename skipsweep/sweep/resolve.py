@@ -1,4 +1,8 @@
-"""From points to runs: read each point's ranking, resolve its configuration, name its run, merge equal ones."""
+"""From points to runs: read each point's ranking, resolve its configuration, name its run, merge equal ones.
+
+A choice on the sweep's axes is a GridPoint (`sweep/request.py`) when it is expanded, a ComposedPoint with its
+configuration, and a PlannedPoint (`sweep_file.py`) once its run is known.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +26,7 @@ MAX_ALIKE = 5
 
 @dataclass(frozen=True)
 class ComposedPoint:
-    """A point as it was asked for."""
+    """A point as it was asked for, with the configuration that its overrides compose to."""
 
     arm: str
     config: Config
@@ -121,7 +125,7 @@ def _merge(points: list[PlannedPoint]) -> list[PlannedPoint]:
 
 
 def _served_alike(arms: Mapping[str, Sequence[PlannedPoint]]) -> Iterator[str]:
-    """A note on the arms that are served by the very same runs as an earlier one: their difference is naught."""
+    """A note on the arms that are served by the very same runs as an earlier one: they differ by exactly 0."""
     first: dict[tuple[str, ...], str] = {}
     alike = []
     for arm, points in arms.items():

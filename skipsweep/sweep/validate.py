@@ -76,7 +76,7 @@ def _model(config: RunConfig) -> None:
         raise UserError(f"model.dim={model.dim} must be an even multiple of model.heads={model.heads}")
     _positive("model.mlp_multiple", model.mlp_multiple)
     if model.mlp_multiple == 1 and not (model.mlp_ratio * model.dim).is_integer():
-        raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is no whole number")
+        raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is not a whole number")
     _block(config)
     for key in ("vocab_multiple", "window_block"):
         _positive(f"model.{key}", getattr(model, key))
