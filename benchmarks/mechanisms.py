@@ -22,7 +22,7 @@ from skipsweep.data.batches import Batches
 from skipsweep.model import count
 from skipsweep.model.gpt import GPT, build
 from skipsweep.provenance import CHECKOUT
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 
 SKIPS = "skip_layers=[2,5]"
@@ -68,7 +68,7 @@ def made(overrides: list[str]) -> Step:
     config = request.composer(request.overrides)
     root = prepare.data_root(config.paths)
     prepare.prepare(config.data, root)
-    run = identity.canonical(config, prepare.resolve(config.data, root))
+    run = canonical_form(config, prepare.resolve(config.data, root))
     ids, targets = (torch.from_numpy(a).to(run.compute.device) for a in Batches(run.data, root).train(0))
     return Step(build(run).to(run.compute.device), (ids, targets), run)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from skipsweep.config import Config, Model, RunConfig, from_dict
 from skipsweep.data.tokenizer import end_of_text, vocab_size
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DOCUMENT = 1_000
@@ -66,7 +66,7 @@ def run(
         group, _, name = key.rpartition(".")
         setattr(getattr(config, group), name, value)
     data = replace(config.data, vocab_size=vocab_size(config.data.tokenizer), fingerprint="random")
-    return identity.canonical(config, data)
+    return canonical_form(config, data)
 
 
 TINY = {"layers": 8, "dim": 32, "heads": 2, "window_block": 16, "window": 128, "dtype": "float32"}

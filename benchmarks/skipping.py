@@ -36,7 +36,7 @@ from skipsweep.model import count
 from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.gpt import GPT, build
 from skipsweep.model.seams import Context
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 
 # B sequences, T tokens of a sequence
 
@@ -63,7 +63,7 @@ def run_of(model: str, gates: str, device: str, changes: dict[str, Any]) -> RunC
     for key, value in changes.items():
         group, _, name = key.rpartition(".")
         setattr(getattr(config, group), name, value)
-    return identity.canonical(config, replace(config.data, vocab_size=257, seq_len=LENGTH, fingerprint="none"))
+    return canonical_form(config, replace(config.data, vocab_size=257, seq_len=LENGTH, fingerprint="none"))
 
 
 def closed_to(share: float, sequences: int, length: int) -> Tensor:

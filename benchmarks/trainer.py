@@ -34,6 +34,7 @@ from skipsweep.rundir import RunDir
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.freeze import freeze
+from skipsweep.sweep.resolve import ComposedPoint
 from skipsweep.train import Trainer
 
 
@@ -41,7 +42,7 @@ def frozen(folder: str, overrides: list[str]) -> RunDir:
     """A run as launch.py would freeze it, with as many steps as the benchmark may need."""
     request = from_command_line([f"paths.multirun={folder}", *overrides])
     config = request.composer(request.overrides)
-    plan = planning.make([planning.Wanted("run", config, ())], "benchmark", single=True)
+    plan = planning.make([ComposedPoint("run", config, ())], "benchmark", single=True)
     freeze(plan, "none")
     return plan.multirun.run(next(iter(plan.configs)))
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipsweep import mirror
-from skipsweep.analyze.documents import read_plan
 from skipsweep.config import Wandb
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
+from skipsweep.sweep_file import arms, points, read_plan, read_points
 
 FINAL_LOSS = "result/val_loss"
 MOST_LINES = 100
@@ -45,12 +45,12 @@ class Place:
 def read(multirun: Multirun, sweep: str) -> Subject:
     """Raises UserError for a sweep that does not exist."""
     plan = read_plan(multirun, sweep)
-    points = plan["points"]
-    orderings = {tag.split("/")[1] for point in points for tag in point["tags"] if tag.startswith("multi_layer/")}
-    numbers = {len(point["sources"]) for point in points}
+    found = points(sweep, plan)
+    orderings = {point.method for point in found if len(point.sources) > 1}
+    numbers = {len(point.sources) for point in found}
     varied = {"arm": True, "ordering": len(orderings) > 1, "N": len(numbers) > 1}
-    arms = {point["key"][0] for point in points}
-    return Subject(sweep, plan.get("question"), len(arms), tuple(name for name, varies in varied.items() if varies))
+    groupings = tuple(name for name, varies in varied.items() if varies)
+    return Subject(sweep, plan.get("question"), len(arms(found)), groupings)
 
 
 def place(multirun: Multirun, sweep: str, entity: str | None, project: str | None) -> Place:
@@ -58,8 +58,8 @@ def place(multirun: Multirun, sweep: str, entity: str | None, project: str | Non
 
     Raises UserError where they log to several places, or nowhere.
     """
-    by_arm = {point["key"][0]: point["run"] for point in read_plan(multirun, sweep)["points"]}
-    frozen = [multirun.run(run) for run in by_arm.values() if multirun.run(run).config.exists()]
+    of_arms = [of_arm[-1].run for of_arm in arms(read_points(multirun, sweep)).values()]
+    frozen = [multirun.run(run) for run in of_arms if multirun.run(run).config.exists()]
     loggers = [logger for run in frozen if isinstance(logger := run.read_config().logger, Wandb)]
     found = {Place(entity or logger.entity, project or logger.project) for logger in loggers}
     if len(found) > 1:

@@ -38,6 +38,7 @@ from typing import IO, Any
 
 from skipsweep import config, files
 from skipsweep.rundir import RunDir
+from skipsweep.sweep_file import GIVEN, method_of
 
 POLL_S = 1.0
 """Seconds between two looks at metrics.jsonl."""
@@ -298,7 +299,7 @@ def _ordering(tags: list[str], sources: int) -> str:
     """`multi_layer/best_to_worst/N=5` -> `best_to_worst`; one source or none has no order."""
     if sources < 2:
         return "single_layer" if sources else "none"
-    return "+".join(dict.fromkeys(tag.split("/")[1] for tag in sorted(tags) if tag.count("/") > 1)) or "given"
+    return "+".join(dict.fromkeys(method_of(tag) for tag in sorted(tags) if tag.count("/") > 1)) or GIVEN
 
 
 def _cut(text: str, length: int) -> str:
@@ -331,7 +332,7 @@ def _open(run: RunDir, id: str, logger: config.Wandb) -> Any:
     import wandb
 
     group, tags = _labels(run)
-    mode: Any = logger.mode  # wandb itself refuses what is no mode
+    mode: Any = logger.mode  # wandb itself refuses other modes
     opened = wandb.init(
         config=_config(run),
         dir=run.path,
@@ -427,7 +428,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _watch_stdin(run: RunDir, ended: threading.Event) -> None:
-    """Set `ended` when the trainer is gone, and see to it that a hanging wandb does not keep us for ever."""
+    """Set `ended` when the trainer is gone, and see to it that a hanging wandb does not keep us forever."""
     with suppress(OSError):
         while os.read(0, 4096):
             pass

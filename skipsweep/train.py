@@ -9,13 +9,14 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from skipsweep.config import RunConfig
+from skipsweep.data.prefetch import Reader
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
 from skipsweep.model.gate_targets import mean_targets
@@ -45,17 +46,6 @@ class NonFinite(Exception):
     def __init__(self, step: int, what: str):
         super().__init__(f"{what} is not finite at step {step}")
         self.step = step
-
-
-class Batches(Protocol):
-    """What the loop asks of the data; see `data.batches.Batches`."""
-
-    def train(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-    @property
-    def val_sequences(self) -> int: ...
-
-    def val(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass
@@ -110,7 +100,7 @@ class Clock:
 class Trainer:
     """Model, optimiser and data of one run, on one of its processes."""
 
-    def __init__(self, config: RunConfig, batches: Batches, world: World):
+    def __init__(self, config: RunConfig, batches: Reader, world: World):
         self.config, self.batches, self.world = config, batches, world
         self.model = build(config, world.device)
         self._parameters = dict(self.model.named_parameters())

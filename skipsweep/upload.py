@@ -7,8 +7,7 @@ cut short goes on where the server stands, one that is finished is not repeated.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from skipsweep import mirror
-from skipsweep.analyze.documents import read_plan
+from skipsweep import mirror, sweep_file
 from skipsweep.config import Wandb
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.status import FINAL, observe
@@ -41,7 +40,7 @@ def sweep(multirun: Multirun, name: str) -> Iterator[Outcome]:
     Raises UserError for a sweep that does not exist.
     """
     causes: list[str | None] = []
-    for run in dict.fromkeys(point["run"] for point in read_plan(multirun, name)["points"]):
+    for run in sweep_file.runs(sweep_file.read_points(multirun, name)):
         if len(causes) == MOST_ALIKE and causes[0] is not None and len(set(causes)) == 1:
             outcome = _unless_needless(multirun.run(run)) or Outcome(run, "not tried", f"{MOST_ALIKE} failed alike")
         else:

@@ -1,14 +1,17 @@
 """A module of wandb's name that writes down what it is asked to do, and fails on demand; and runs to show it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import configuration
 
 from skipsweep import config as c
 from skipsweep import files
 from skipsweep.rundir import RunDir
+from skipsweep.sweep.canonical import canonical_form
 
 CANARY = "c4n4ry" * 7
 """The key of an account."""
@@ -84,13 +87,6 @@ def put_before_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def frozen(logger: c.Logger) -> c.RunConfig:
-    """A small run's configuration."""
-    return c.RunConfig(
-        head_type=c.Last(),
-        gate_targets=c.NoGates(),
-        control=c.NoControl(),
-        data=c.Synthetic(),
-        optim=c.AdamW(),
-        schedule=c.Constant(steps=12),
-        logger=logger,
-    )
+    """A small run's configuration, whole as planning freezes it."""
+    config = configuration(Path("/nowhere"), Path("/nowhere"), skip_layers=c.SkipLayers(), logger=logger)
+    return canonical_form(config, replace(config.data, fingerprint="f" * 16, vocab_size=32))

@@ -9,6 +9,7 @@ from skipsweep import files
 from skipsweep.rundir import RunDir
 from skipsweep.sweep import plan as planning
 from skipsweep.sweep.freeze import freeze
+from skipsweep.sweep.resolve import ComposedPoint
 
 STEPS = 12
 
@@ -88,7 +89,7 @@ def configuration(folder: Path, data_root: Path, **changes: Any) -> c.Config:
 
 def frozen(config: c.Config) -> RunDir:
     """Plan a single run and freeze it."""
-    plan = planning.make([planning.Wanted("run", config, ())], "test", single=True)
+    plan = planning.make([ComposedPoint("run", config, ())], "test", single=True)
     freeze(plan, "none")
     return plan.multirun.run(next(iter(plan.configs)))
 

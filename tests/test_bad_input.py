@@ -145,9 +145,12 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "sweep.name=single stands for runs that are launched by themselves",
     ),
     "long name": ("-m sweep.name=" + 300 * "x", "cannot name a folder; valid: up to 100 letters"),
-    "baseline": ("-m skip_layers=none,0 sweep.baseline=best", "best is no arm of this sweep; valid: skip_layers=none"),
+    "baseline": (
+        "-m skip_layers=none,0 sweep.baseline=best",
+        "best is not an arm of this sweep; valid: skip_layers=none",
+    ),
     "seeds": ("-m sweep.seeds=many", "sweep.seeds"),
-    "half a seed": ("-m sweep.seeds=[1.5]", "sweep.seeds: 1.5 is no seed"),
+    "half a seed": ("-m sweep.seeds=[1.5]", "sweep.seeds: 1.5 is not a seed"),
     "no seeds": ("-m sweep.seeds=[]", "no seed at all"),
     "negative seeds": ("-m sweep.seeds=[-1]", "seed=-1 must not be negative"),
     "a bad point among good ones": ("-m skip_layers=none,0,7", "layer 7 is outside the trunk"),
@@ -176,7 +179,7 @@ def test_names(name: str, place: Place, launch: Callable[..., Done]) -> None:
 # -------------------------------------------------------------------------------------------------- experiment files
 
 ARMS: dict[str, tuple[str, str]] = {
-    "no block": ("arms: {a: 5}", "sweep.arms.a: 5 is no block of KEY: VALUE"),
+    "no block": ("arms: {a: 5}", "sweep.arms.a: 5 is not a block of KEY: VALUE"),
     "no blocks": ("arms: [a, b]", "conf/experiment/mine.yaml: "),
     "unknown key": ("arms: {a: {schedule.stepz: 5}}", "sweep.arms.a: schedule.stepz=5: no key stepz in schedule"),
     "impossible layer": ("arms: {a: {skip_layers: 9}}", "layer 9 is outside the trunk"),
@@ -184,14 +187,14 @@ ARMS: dict[str, tuple[str, str]] = {
     "a launcher in an arm": ("arms: {a: {hydra/launcher: local}}", "belongs to the whole sweep, not to an arm"),
     "unknown baseline": (
         "{arms: {a: {skip_layers: 0}}, baseline: b}",
-        "sweep.baseline=b is no arm of this sweep; valid: a",
+        "sweep.baseline=b is not an arm of this sweep; valid: a",
     ),
     "more differences": (
         "{arms: {a: {skip_layers: none}, b: {skip_layers: 0, seed: 1, optim.eps: 1}}, may_differ: [skip_layers]}",
         "arm b differs from the baseline a in head_type.name",
     ),
     "unknown setting of the sweep": ("{arm: {}}", "no key arm in sweep; did you mean arms?"),
-    "seeds": ("{arms: {a: {skip_layers: 0}}, seeds: few}", "sweep.seeds: 'few' is no seed"),
+    "seeds": ("{arms: {a: {skip_layers: 0}}, seeds: few}", "sweep.seeds: 'few' is not a seed"),
     "both set it": (
         "arms: {a: {optim.lr: 1}}",
         "optim.lr is set on the command line (optim.lr=0.01) and in sweep.arms.a",

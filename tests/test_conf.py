@@ -18,7 +18,7 @@ from skipsweep.errors import UserError
 from skipsweep.sweep import entry, hydra_schema
 from skipsweep.sweep.entry import CONF, from_command_line
 from skipsweep.sweep.expand import expand
-from skipsweep.sweep.request import LaunchRequest, LocalLauncher, Point
+from skipsweep.sweep.request import GridPoint, LaunchRequest, LocalLauncher
 
 CHECKOUT = CONF.parent
 NEEDS = {("data", "text"): ["data.path=x"], ("gate_targets", "list"): ["gate_targets.means=[1,0]"]}
@@ -123,7 +123,7 @@ def test_bad_requests_are_refused(arguments, told):
 def test_a_point_that_cannot_be_composed_names_its_block():
     request = from_command_line([])
     with pytest.raises(UserError, match=r"^in sweep\.arms\.mine: seed=x: Value"):
-        request.config(Point("mine", ("seed=x",)))
+        request.config(GridPoint("mine", ("seed=x",)))
 
 
 BROKEN = {

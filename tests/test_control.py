@@ -22,6 +22,7 @@ from skipsweep.model.gate_targets import means
 from skipsweep.optim.control import Driver, build_driver
 from skipsweep.optim.gate_statistics import GateStatistics
 from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
 from skipsweep.train import Trainer
@@ -225,7 +226,7 @@ def shipped() -> Shipped:
     def made(*overrides: str) -> c.RunConfig:
         config = composer(overrides)
         validate(config)
-        return identity.canonical(config, replace(config.data, vocab_size=257, fingerprint="none"))
+        return canonical_form(config, replace(config.data, vocab_size=257, fingerprint="none"))
 
     return made
 
@@ -305,7 +306,7 @@ def trainer(data_root: Path, **changes: Any) -> Trainer:
     """Of a speedrun trunk whose head sees another layer too."""
     config = configuration(data_root, data_root, **{"gate_targets": GATES, "control": CONTROL} | changes)
     config.model = replace(MODEL, layers=4, dtype="float64")
-    run = identity.canonical(config, prepare.resolve(config.data, data_root))
+    run = canonical_form(config, prepare.resolve(config.data, data_root))
     return Trainer(run, Batches(run.data, data_root), World())
 
 

@@ -212,7 +212,7 @@ def test_a_key_set_by_command_line_and_block_is_refused(command, arm):
 @pytest.mark.parametrize(
     ("arms", "told"),
     [
-        ({"a": "seed=5"}, r"sweep\.arms\.a: 'seed=5' is no block"),
+        ({"a": "seed=5"}, r"sweep\.arms\.a: 'seed=5' is not a block"),
         ({"a": {"x": "[1"}}, r"in sweep\.arms\.a: cannot read override 'x=\[1'"),
         ({"a": {"experiment": "demo"}}, "experiment belongs to the whole sweep"),
         ({"a": {"hydra.launcher.parallel": 2}}, "hydra.launcher.parallel belongs to the whole sweep"),

@@ -26,6 +26,7 @@ from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
 from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.train import Trainer
 
 FILE = Path(__file__).parent / "golden" / "traces.json"
@@ -141,7 +142,7 @@ def trace(mechanism: str, data_root: Path) -> list[float]:
     config = replace(config, **MECHANISMS[mechanism])
     config.model = replace(config.model, dtype="float64")
     config.data = replace(config.data, order="sequential" if mechanism == "sequential data" else "shuffled")
-    run = identity.canonical(config, prepare.resolve(config.data, data_root))
+    run = canonical_form(config, prepare.resolve(config.data, data_root))
     trainer = Trainer(run, Batches(run.data, data_root), World())
     return [b.train_loss.item() for b in trainer.run() if b.train_loss is not None]
 

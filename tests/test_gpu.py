@@ -15,7 +15,7 @@ from skipsweep import config as c
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.train import LOOK_EVERY, NonFinite, Trainer
 
 pytestmark = [
@@ -31,7 +31,7 @@ def trainer(data_root: Path, device: str, steps: int = 6) -> Trainer:
     config.model = replace(config.model, dtype="float64")
     if device == "cuda":
         config.compute = c.Compute(device="cuda", gpus=1, micro_batch=4)
-    run = identity.canonical(config, prepare.resolve(config.data, data_root))
+    run = canonical_form(config, prepare.resolve(config.data, data_root))
     return Trainer(run, Batches(run.data, data_root), World(device=torch.device(device)))
 
 

@@ -1,5 +1,6 @@
 """When are two runs the same run?"""
 
+import inspect
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from runs import LAMBDAS, configuration
 
 from skipsweep import config as c
 from skipsweep.errors import UserError
-from skipsweep.sweep import identity
+from skipsweep.sweep import compatibility, identity, select
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.validate import validate
 
 TINY = c.Model(layers=6, dim=16, heads=2, mlp_ratio=2.0)
@@ -17,7 +19,8 @@ TINY = c.Model(layers=6, dim=16, heads=2, mlp_ratio=2.0)
 
 def canonical(**changes: Any) -> c.RunConfig:
     config = configuration(Path("/nowhere"), Path("/nowhere"), **{"model": TINY, **changes})
-    return identity.canonical(config, replace(config.data, fingerprint="f" * 16, vocab_size=32))
+    validate(config)
+    return canonical_form(config, replace(config.data, fingerprint="f" * 16, vocab_size=32))
 
 
 def run_id(**changes: Any) -> str:
@@ -90,7 +93,7 @@ def test_a_path_is_no_identity_but_the_text_is() -> None:
             tokenizer="bytes", seq_len=16, batch_tokens=128, val_tokens=256, path=path, fingerprint=fingerprint
         )
         config = configuration(Path("/nowhere"), Path("/nowhere"), model=TINY, data=text)
-        return identity.run_id(c.recipe_of(identity.canonical(config, text)))
+        return identity.run_id(c.recipe_of(canonical_form(config, text)))
 
     assert of("/a", "f1") == of("/b", "f1") != of("/a", "f2")
 
@@ -184,9 +187,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"skip_layers": c.SkipLayers("top1"), "selection_method": c.WorstToBest(ranking=[1, 1])},
         r"names a layer twice",
     ),
-    "no source": ({"skip_layers": c.SkipLayers("layer3")}, r"layer3 is no source; valid: none, a layer"),
-    "a truth value": ({"skip_layers": c.SkipLayers([True])}, r"True is no source"),
-    "half a layer": ({"skip_layers": c.SkipLayers(1.5)}, r"1.5 is no source"),
+    "no source": ({"skip_layers": c.SkipLayers("layer3")}, r"layer3 is not a source; valid: none, a layer"),
+    "a truth value": ({"skip_layers": c.SkipLayers([True])}, r"True is not a source"),
+    "half a layer": ({"skip_layers": c.SkipLayers(1.5)}, r"1.5 is not a source"),
     "last head with sources": (
         {"skip_layers": c.SkipLayers([3]), "head_type": c.Last()},
         r"head_type=last takes no sources, but skip_layers=\[3\]",
@@ -199,9 +202,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda=[0.1, 0.2])},
         r"skip_lambda has 2 values for 1 sources",
     ),
-    "a lambda that is no number": (
+    "a lambda that is not a number": (
         {"skip_layers": c.SkipLayers([3]), "lambda_init": replace(LAMBDAS, skip_lambda="much")},
-        r"much is no number",
+        r"much is not a number",
     ),
 }
 
@@ -215,7 +218,7 @@ def test_impossible_sources(case: str) -> None:
 
 def test_random_orderings_come_from_the_seed() -> None:
     def order(seed: int, fixed: int | None = None) -> list[int]:
-        return identity.select.ordering(c.Random(seed=fixed), 16, seed)
+        return select.ordering(c.Random(seed=fixed), 16, seed)
 
     assert order(0) == order(0)
     assert sorted(order(0)) == list(range(15))
@@ -226,7 +229,7 @@ def test_random_orderings_come_from_the_seed() -> None:
 def test_two_thirds_of_the_depth() -> None:
     """The published choices: 11 of 16 (record 15), 8 of 12 (small track)."""
     for layers, layer in ((16, 11), (12, 8), (8, 5), (2, 0)):
-        assert identity.select.sources("two_thirds", c.LateToEarly(), layers, 0) == [layer]
+        assert select.sources("two_thirds", c.LateToEarly(), layers, 0) == [layer]
 
 
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
@@ -271,3 +274,11 @@ def test_no_field_is_dead() -> None:
         if f.name not in sources + plugins
     ]
     assert dead == []
+
+
+def test_no_rule_is_forgotten() -> None:
+    """Whatever the module says of configurations by a public name is looked at when planning."""
+    own = [f for f in vars(compatibility).values() if inspect.isfunction(f) and f.__module__ == compatibility.__name__]
+    public = [f for f in own if not f.__name__.startswith("_") and f is not compatibility.check]
+    assert set(compatibility.RULES) == set(public)
+    assert len(compatibility.RULES) == len(public)

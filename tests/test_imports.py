@@ -312,9 +312,9 @@ def test_runs_without_a_final_loss_are_failed(tmp_path: Path) -> None:
         ({"sweep": "../x"}, "cannot name a folder"),
         ({"arm": "("}, "no regular expression"),
         ({"arm": "a"}, "has no group"),
-        ({"target": float("nan")}, "--target nan is no loss"),
-        ({"target": float("-inf")}, "--target -inf is no loss"),
-        ({"baseline": "nobody"}, "is no arm; valid: arm"),
+        ({"target": float("nan")}, "--target nan is not a loss"),
+        ({"target": float("-inf")}, "--target -inf is not a loss"),
+        ({"baseline": "nobody"}, "is not an arm; valid: arm"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from skipsweep import config as c
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.train import Trainer
 
 STEPS = 4
@@ -160,7 +160,7 @@ NOT_TRIED = {
 def numbers(config: c.Config, data_root: Path) -> list[float]:
     """All losses of a short training."""
     data = prepare.resolve(config.data, data_root)
-    run = identity.canonical(config, data)
+    run = canonical_form(config, data)
     found = []
     for boundary in Trainer(run, Batches(data, data_root), World()).run():
         found += [x for x in (boundary.train_loss, boundary.val_loss) if x is not None]

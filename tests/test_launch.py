@@ -231,7 +231,9 @@ def test_an_extension_is_compared_with_the_baseline_it_was_begun_with(
     assert more.table()[ARMS[2]]["same seeds"] == "all"
     with pytest.raises(UserError, match=r"differs from the baseline skip_layers=none in optim\.beta1 .*may_differ="):
         plan("-m", "skip_layers=1,input", "optim.beta1=0.5", "sweep.name=begun")
-    with pytest.raises(UserError, match=r"sweep\.baseline=other is no arm .*; valid: skip_layers=none, skip_layers=0"):
+    with pytest.raises(
+        UserError, match=r"sweep\.baseline=other is not an arm .*; valid: skip_layers=none, skip_layers=0"
+    ):
         plan("-m", "skip_layers=[0,1],0", "sweep.name=begun", "sweep.baseline=other")
 
 

@@ -80,7 +80,7 @@ def test_few_layers_on_request(place: Place, multi: Done, monkeypatch: pytest.Mo
 
 def test_single_layer_at_medium_size(plan: Callable[..., Plan]) -> None:
     made = plan("single_layer")
-    assert [point.sources for point in made.points if point.seed == 0] == [[], *([layer] for layer in range(15))]
+    assert [point.sources for point in made.points if point.seed == 0] == [(), *((layer,) for layer in range(15))]
     assert (len(made.configs), made.target) == (16 * 8, 2.92)
 
 

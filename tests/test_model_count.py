@@ -25,7 +25,7 @@ from skipsweep.model.gpt import build
 from skipsweep.model.shape import attention_layers
 from skipsweep.model.window import window_blocks
 from skipsweep.optim.gate_statistics import GateStatistics
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 
 MEDIUM = {"layers": 16, "dim": 1024, "heads": 8, "mlp_ratio": 4.0, "vocab_size": 50257, "seq_len": 1024}
@@ -130,7 +130,7 @@ def test_operations_of_seed_004s_model_agree_with_torchs_counter_by_part(gates, 
     trunk = ("model=skip_middle", "embeddings=plain", "residual=none", "skip_layers=none", f"gate_targets={gates}")
     request = from_command_line([*trunk, "data.seq_len=1024", "data.batch_tokens=8192", "data.val_tokens=8192"])
     config = request.composer(request.overrides)
-    cfg = identity.canonical(config, replace(config.data, vocab_size=50257, fingerprint="none"))
+    cfg = canonical_form(config, replace(config.data, vocab_size=50257, fingerprint="none"))
     model, ids = build(cfg, "meta"), torch.zeros(1, 1024, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         logits = model.logits(ids)

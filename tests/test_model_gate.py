@@ -16,6 +16,7 @@ from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.gpt import GPT, build
 from skipsweep.model.seams import LayerContext
 from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
 
@@ -199,14 +200,14 @@ def shipped(*overrides: str) -> Recipe:
     request = from_command_line(["gate_targets=free", *overrides])
     config = request.composer(request.overrides)
     validate(config)
-    return identity.canonical(config, replace(config.data, vocab_size=257, fingerprint="none"))
+    return canonical_form(config, replace(config.data, vocab_size=257, fingerprint="none"))
 
 
 def test_the_papers_gated_model_has_the_released_size() -> None:
     trunk = ("model=skip_middle", "embeddings=plain", "residual=none", "skip_layers=none")
     request = from_command_line(["gate_targets=free", *trunk])
     config = request.composer(request.overrides)
-    run = identity.canonical(config, replace(config.data, vocab_size=50257, fingerprint="none"))
+    run = canonical_form(config, replace(config.data, vocab_size=50257, fingerprint="none"))
     assert count.total(count.parameters(run)) == 190_483_974
 
 

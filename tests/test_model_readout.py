@@ -24,6 +24,7 @@ from skipsweep.model.readout_specs import NAMED, SPECS, matrices
 from skipsweep.model.seams import Context, Readout
 from skipsweep.model.shape import scalars
 from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
 
@@ -404,7 +405,7 @@ def planned(*overrides: str) -> c.RunConfig:
     request = from_command_line(["data=synthetic", *overrides])
     config = request.composer(request.overrides)
     validate(config)
-    return identity.canonical(config, config.data)
+    return canonical_form(config, config.data)
 
 
 def test_shipped_choices_start_where_the_published_ones_did() -> None:
@@ -423,7 +424,7 @@ def canonical(layers: Any, head: c.HeadType, **changes: Any) -> c.RunConfig:
     config = configuration(Path("/nowhere"), Path("/nowhere"), **changes)
     config = replace(config, skip_layers=c.SkipLayers(layers), head_type=head)
     validate(config)
-    return identity.canonical(config, config.data)
+    return canonical_form(config, config.data)
 
 
 def test_named_sources_follow_the_layers_in_one_order() -> None:

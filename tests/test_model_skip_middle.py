@@ -16,7 +16,7 @@ from skipsweep.model import count
 from skipsweep.model.gpt import GPT, build
 from skipsweep.model.wiring import mlp_hidden
 from skipsweep.optim.schedule import lr_factor
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
 
@@ -33,7 +33,7 @@ def shipped(*overrides: str) -> Recipe:
     request = from_command_line(overrides)
     config = request.composer(request.overrides)
     validate(config)
-    return identity.canonical(config, replace(config.data, tokenizer="gpt2", vocab_size=50257, fingerprint="none"))
+    return canonical_form(config, replace(config.data, tokenizer="gpt2", vocab_size=50257, fingerprint="none"))
 
 
 def names_of_reference(model: GPT, of_gradient: bool = False) -> dict[str, Tensor]:

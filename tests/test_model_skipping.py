@@ -13,6 +13,7 @@ from skipsweep.errors import UserError
 from skipsweep.model.gate import SkipMiddle
 from skipsweep.model.gpt import GPT
 from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.validate import validate
 
@@ -147,7 +148,7 @@ def composed(*overrides: str) -> Recipe:
     request = from_command_line(overrides)
     config = request.composer(request.overrides)
     validate(config)
-    return recipe_of(identity.canonical(config, replace(config.data, vocab_size=257, fingerprint="none")))
+    return recipe_of(canonical_form(config, replace(config.data, vocab_size=257, fingerprint="none")))
 
 
 def test_skipping_makes_no_other_run() -> None:

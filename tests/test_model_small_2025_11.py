@@ -19,7 +19,8 @@ from skipsweep.model.norm import norm
 from skipsweep.model.shape import scalars
 from skipsweep.model.window import window_blocks
 from skipsweep.optim.schedule import lr_factor
-from skipsweep.sweep import identity, validate
+from skipsweep.sweep import validate
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 
 DIM, HEADS = 48, 3
@@ -30,7 +31,7 @@ def small(*overrides: str, tokenizer: str = "gpt2", vocab: int = 50257) -> RunCo
     request = from_command_line(["experiment=small_2025_11", *overrides])
     config = request.composer(request.overrides)
     validate.validate(config)
-    return identity.canonical(config, replace(config.data, tokenizer=tokenizer, vocab_size=vocab, fingerprint="none"))
+    return canonical_form(config, replace(config.data, tokenizer=tokenizer, vocab_size=vocab, fingerprint="none"))
 
 
 def narrow() -> GPT:

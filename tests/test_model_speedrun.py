@@ -11,7 +11,7 @@ from torch import Tensor
 from skipsweep.config import Recipe
 from skipsweep.model import count
 from skipsweep.model.gpt import GPT
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.entry import from_command_line
 
 LAYERS, DIM, HEADS = 16, 32, 2
@@ -21,7 +21,7 @@ def medium(*overrides: str, tokenizer: str = "gpt2", vocab: int = 50257) -> Reci
     """The shipped configuration of the medium track, canonical, without its corpus."""
     request = from_command_line(["model=medium", *overrides])
     config = request.composer(request.overrides)
-    return identity.canonical(config, replace(config.data, tokenizer=tokenizer, vocab_size=vocab, fingerprint="none"))
+    return canonical_form(config, replace(config.data, tokenizer=tokenizer, vocab_size=vocab, fingerprint="none"))
 
 
 def narrow(*overrides: str) -> Recipe:

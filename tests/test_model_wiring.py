@@ -12,6 +12,7 @@ from skipsweep import config as c
 from skipsweep.errors import UserError
 from skipsweep.model import wiring
 from skipsweep.sweep import identity, validate
+from skipsweep.sweep.canonical import canonical_form
 
 DEPTHS = range(2, 49)
 TINY = c.Model(layers=8, dim=16, heads=2, mlp_ratio=2.0)
@@ -64,8 +65,10 @@ def test_scaled_wiring_is_valid_at_every_depth(layers):
     flat = [layer for table in tables for layer in table]
     assert len(flat) == len(set(flat)) == 2 * len(tables)
     assert len(set(range(layers)) - set(bare)) >= layers - 1
-    model = replace(TINY, layers=layers, no_attention=bare, long_window=long)
-    wiring.check(model, c.Embeddings(mix=True, extra=1, value_layers=tables))
+    canonical(
+        model=replace(TINY, layers=layers, no_attention=bare, long_window=long),
+        embeddings=c.Embeddings(mix=True, extra=1, value_layers=tables),
+    )
     assert wiring.no_attention(bare, layers) == bare
     assert wiring.long_window(long, layers) == long
     assert wiring.value_layers(tables, layers) == wiring.value_layers(len(tables), layers) == tables
@@ -206,12 +209,12 @@ def test_a_head_cannot_take_an_mlp_that_is_not_there():
 
 def test_value_embeddings_need_attention():
     with pytest.raises(UserError, match="layer 3 has no attention"):
-        wiring.check(replace(TINY, no_attention=[3]), c.Embeddings(value_layers=[[0, 3]]))
+        canonical(model=replace(TINY, no_attention=[3]), embeddings=c.Embeddings(value_layers=[[0, 3]]))
 
 
 def test_further_embeddings_need_the_sum_they_come_into():
     with pytest.raises(UserError, match=r"embeddings\.extra=1 needs embeddings\.mix=true"):
-        wiring.check(replace(TINY, no_attention=[]), c.Embeddings(extra=1))
+        canonical(embeddings=c.Embeddings(extra=1))
 
 
 # ------------------------------------------------------------------------------------------------------ canonical form
@@ -228,7 +231,8 @@ NOTHING: dict[str, Any] = {
 
 def canonical(**changes: Any) -> c.RunConfig:
     config = configuration(Path("/nowhere"), Path("/nowhere"), **NOTHING | changes)
-    return identity.canonical(config, replace(config.data, fingerprint="f" * 16, vocab_size=32))
+    validate.validate(config)
+    return canonical_form(config, replace(config.data, fingerprint="f" * 16, vocab_size=32))
 
 
 def run_id(**changes: Any) -> str:
@@ -313,8 +317,8 @@ def test_a_list_has_one_start_value_per_place(name):
     assert run_id(**with_mechanism, lambda_init=same) == run_id(**with_mechanism, lambda_init=one)
     for wrong, says in (
         ([*values, 1.0], rf"lambda_init\.{name} has {PLACES[name] + 1} values for {PLACES[name]} places; valid"),
-        (["a", *values[1:]], rf"lambda_init\.{name}: a is no number"),
-        (True, rf"lambda_init\.{name}: True is no number"),
+        (["a", *values[1:]], rf"lambda_init\.{name}: a is not a number"),
+        (True, rf"lambda_init\.{name}: True is not a number"),
     ):
         with pytest.raises(UserError, match=says) as raised:
             canonical(**with_mechanism, lambda_init=c.LambdaInit(**{name: wrong}))

@@ -20,6 +20,7 @@ from skipsweep.model.window import short_window_blocks, window_blocks
 from skipsweep.optim.schedule import lr_factor, momentum
 from skipsweep.sweep import chart, schedules
 from skipsweep.sweep import plan as planning
+from skipsweep.sweep.resolve import ComposedPoint
 from skipsweep.sweep.schedules import Curve, Drawing, drawings
 
 MUON = Muon(
@@ -77,7 +78,7 @@ def plan(tmp_path: Path, data_root: Path) -> Callable[..., planning.Plan]:
     def made(**arms: dict[str, Any]) -> planning.Plan:
         plain = base(tmp_path / "runs", data_root)
         wanted = [
-            planning.Wanted(arm, replace(plain, seed=seed, **changes), ())
+            ComposedPoint(arm, replace(plain, seed=seed, **changes), ())
             for arm, changes in arms.items()
             for seed in (0, 1)
         ]

@@ -54,7 +54,7 @@ def test_the_identity_knows_the_ranking_only(method: str, layer: int, tmp_path: 
     (point,) = plan("skip_layers=top1", f"selection_method={method}", "selection_method.ranking_from=single").points
     (given,) = plan("skip_layers=top1", f"selection_method={method}", "selection_method.ranking=[1,0]").points
     (direct,) = plan(f"skip_layers={layer}").points
-    assert (point.sources, point.run) == ([layer], given.run) == ([layer], direct.run)
+    assert (point.sources, point.run) == ((layer,), given.run) == ((layer,), direct.run)
     (repeated,) = plan(*point.overrides[-4:]).points
     assert repeated.run == point.run
     assert point.overrides[-1] == "selection_method.ranking=[1,0]"
@@ -63,7 +63,7 @@ def test_the_identity_knows_the_ranking_only(method: str, layer: int, tmp_path: 
 def test_a_ranking_that_is_given_comes_first(tmp_path: Path, plan: Planner) -> None:
     single(tmp_path, {0: [2.9], 1: [2.8]})
     (point,) = plan("skip_layers=top1", *BEST, "selection_method.ranking=[0,1]").points
-    assert point.sources == [0]
+    assert point.sources == (0,)
 
 
 def test_nothing_is_read_that_is_not_needed(plan: Planner) -> None:
@@ -124,11 +124,11 @@ def test_a_sweep_keeps_the_ranking_it_was_begun_with(tmp_path: Path, plan: Plann
     assert files.read_json(begun.multirun.sweep("multi").plan)["rankings"] == {"single": [1, 0]}
     single(tmp_path, {0: [2.7], 1: [2.8]})
     again = plan(*asked, "seed=0,1")
-    assert [point.sources for point in again.points] == [[], [], [1], [1]]
+    assert [point.sources for point in again.points] == [(), (), (1,), (1,)]
     assert again.notes == [
         "ranking of single: kept as frozen, 1,0; its results now say 0,1 (choose another sweep.name to use that)"
     ]
-    assert [point.sources for point in plan(*asked[:-1], "sweep.name=other").points] == [[], [0]]
+    assert [point.sources for point in plan(*asked[:-1], "sweep.name=other").points] == [(), (0,)]
     (tmp_path / "sweeps" / "single" / "plan.json").unlink()
     assert plan(*asked).rankings == {"single": [1, 0]}
 

@@ -48,7 +48,7 @@ def test_ranges_that_the_trunk_does_not_have(word: str) -> None:
 @pytest.mark.parametrize("flag", [(), ("-m",)])
 def test_each_is_an_arm_per_layer(flag: tuple[str, ...], plan: Callable[..., Plan]) -> None:
     made = plan(*flag, "skip_layers=each", "model.layers=4")
-    assert [(point.arm, point.sources) for point in made.points] == [(f"skip_layers={n}", [n]) for n in range(3)]
+    assert [(point.arm, point.sources) for point in made.points] == [(f"skip_layers={n}", (n,)) for n in range(3)]
     assert [point.overrides.count(f"skip_layers.layers={n}") for n, point in enumerate(made.points)] == [1, 1, 1]
     assert not any(text.endswith("=each") for point in made.points for text in point.overrides)
     assert made.name is not None
@@ -81,5 +81,5 @@ def test_one_value_of_a_word_is_a_single_run(plan: Callable[..., Plan]) -> None:
 
 
 def test_a_word_inside_a_list_has_no_meaning(plan: Callable[..., Plan]) -> None:
-    with pytest.raises(UserError, match="each is no source"):
+    with pytest.raises(UserError, match="each is not a source"):
         plan("-m", "skip_layers=[each,1]")

@@ -9,7 +9,7 @@ from skipsweep.config import Record, Trapezoid
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
-from skipsweep.sweep import identity
+from skipsweep.sweep.canonical import canonical_form
 from skipsweep.train import Trainer
 
 
@@ -19,6 +19,6 @@ def test_a_run_is_validated_ten_times_unless_it_says_how_often(
 ) -> None:
     schedule = Trapezoid(steps=23, cooldown=0.5, final=0.1)
     config = configuration(tmp_path, data_root, schedule=schedule, record=Record(val_every=every))
-    run = identity.canonical(config, prepare.resolve(config.data, data_root))
+    run = canonical_form(config, prepare.resolve(config.data, data_root))
     boundaries = Trainer(run, Batches(run.data, data_root), World()).run()
     assert [boundary.step for boundary in boundaries if boundary.val_loss is not None] == validated

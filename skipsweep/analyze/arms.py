@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skipsweep import sweep_file
 from skipsweep.analyze import descriptive, documents
 from skipsweep.analyze.descriptive import Difference, mean
-from skipsweep.analyze.documents import Point
 from skipsweep.rundir import Multirun
+from skipsweep.sweep_file import PlannedPoint
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class ArmRow:
 
 def of_sweep(multirun: Multirun, name: str) -> list[ArmRow]:
     """The arms of a sweep, in the order planned; the baseline first. Raises UserError without a plan."""
-    plan = documents.read_plan(multirun, name)
-    grouped: dict[str, list[Point]] = {}
-    for point in documents.points(name, plan):
+    plan = sweep_file.read_plan(multirun, name)
+    grouped: dict[str, list[PlannedPoint]] = {}
+    for point in sweep_file.points(name, plan):
         grouped.setdefault(point.arm, []).append(point)
     baseline = plan.get("baseline")
     grouped = {arm: grouped[arm] for arm in sorted(grouped, key=lambda arm: arm != baseline)}
@@ -74,7 +75,7 @@ def of_sweep(multirun: Multirun, name: str) -> list[ArmRow]:
 
 def _row(
     multirun: Multirun,
-    points: Sequence[Point],
+    points: Sequence[PlannedPoint],
     results: Mapping[str, dict[str, Any] | None],
     difference: Difference,
     marks: tuple[bool, bool, str | None, Sequence[str]],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from skipsweep.analyze.documents import Point
+from skipsweep.sweep_file import PlannedPoint
 
 TINY = 1e-12
 """A spread below this part of the mean is the rounding of equal numbers."""
@@ -74,7 +74,7 @@ def pairs(own: BySeed, base: BySeed) -> list[tuple[float, float]]:
     return [(fmean(base[seed]), fmean(own[seed])) for seed in own if seed in base]
 
 
-def by_seed(points: Iterable[Point], results: Mapping[str, Mapping[str, Any] | None]) -> BySeed:
+def by_seed(points: Iterable[PlannedPoint], results: Mapping[str, Mapping[str, Any] | None]) -> BySeed:
     """An arm's points and result.json of their runs (None: not finished) as losses by seed; every run counts once."""
     found: dict[Hashable, list[float]] = {}
     for run, seed in {point.run: point.seed for point in points}.items():

@@ -1,47 +1,18 @@
-"""The files of runs and sweeps, read so that nothing in them can break analysis: what is damaged is missing, and named.
+"""The files of runs, read so that nothing in them can break analysis: what is damaged is missing, and named.
 
 Without numpy: `skipsweep list` and `status` read through here, and are to take a moment.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from skipsweep import files
-from skipsweep.errors import UserError
-from skipsweep.rundir import Multirun, RunDir, names_a_folder
+from skipsweep.files import as_number
+from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
 
-
-@dataclass(frozen=True)
-class Point:
-    """One choice on a sweep's axes; several points may be served by the same run."""
-
-    arm: str
-    seed: int
-    replicate: int
-    run: str
-    sources: tuple[Any, ...] = ()
-    ordering: tuple[int, ...] | None = None
-    """The selection method's ordering as frozen when planned, where `topN` was asked for."""
-    tags: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    sweep: str = ""
-
-
 # -------------------------------------------------------------------------------------------------------------- values
-
-
-def as_number(value: Any) -> float | None:
-    """A finite number from somebody's file; None for anything else, true and false among it."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
 
 
 def _number(value: Any) -> float | None:
@@ -116,74 +87,3 @@ def observed(run: RunDir) -> Observation:
         return observe(run)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Observation(run.name, "damaged", cause="its lease is damaged")
-
-
-# --------------------------------------------------------------------------------------------------------------- plans
-
-_STRINGS = "a list of strings"
-_PLAN: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "question": ("a string", lambda value: isinstance(value, str)),
-    "source": ("a string", lambda value: isinstance(value, str)),
-    "baseline": ("a string", lambda value: isinstance(value, str)),
-    "target": ("a number", lambda value: as_number(value) is not None),
-    "may_differ": (_STRINGS, lambda value: _strings(value)),
-    "commands": (_STRINGS, lambda value: _strings(value)),
-    "published": ("a mapping", lambda value: isinstance(value, dict)),
-    "confounds": ("a mapping of arms to lists of strings", lambda value: _lists(value)),
-}
-"""Key of plan.json -> what it has to be, and whether it is; each may be null or missing."""
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _lists(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_strings, value.values()))
-
-
-def read_plan(multirun: Multirun, name: str) -> dict[str, Any]:
-    """plan.json of a sweep, without what is null. Raises UserError where there is none, or it cannot be read."""
-    folder = multirun.sweep(name)
-    again = "the launch that made it writes it anew"
-    try:
-        found = files.read_json(folder.plan) if names_a_folder(name) else None
-    except (ValueError, OSError) as problem:
-        raise UserError(f"{folder.plan} cannot be read ({problem}); {again}") from problem
-    if found is None:
-        known = ", ".join(sweep.name for sweep in multirun.all_sweeps()) or "none yet"
-        raise UserError(f"no sweep {name} below {multirun.sweeps}; there are: {known}")
-    if not isinstance(found, dict) or not isinstance(found.get("points"), list):
-        raise UserError(f"{folder.plan} is not a plan of a sweep: it has no list of points")
-    plan = {key: value for key, value in found.items() if value is not None}
-    for key, (expected, is_it) in _PLAN.items():
-        if key in plan and not is_it(plan[key]):
-            raise UserError(f"{folder.plan} cannot be read: {key} is not {expected}; {again}")
-    return plan
-
-
-def points(sweep: str, plan: Mapping[str, Any]) -> list[Point]:
-    """The points of a plan. Raises UserError where one cannot be read."""
-    try:
-        return [_point(sweep, point) for point in plan["points"]]
-    except (KeyError, TypeError, ValueError) as problem:
-        raise UserError(f"plan.json of sweep {sweep} has a point that cannot be read: {problem!r}") from problem
-
-
-def _point(sweep: str, point: Mapping[str, Any]) -> Point:
-    arm, seed, replicate = point["key"]
-    run, tags, overrides = point["run"], point.get("tags") or [], point.get("overrides") or []
-    if not isinstance(seed, int) or not isinstance(replicate, int) or not _strings([arm, run, *tags, *overrides]):
-        raise TypeError(f"{point['key']!r} of {run!r}")
-    order = point.get("ordering")
-    return Point(
-        arm=arm,
-        seed=seed,
-        replicate=replicate,
-        run=run,
-        sources=tuple(point.get("sources") or ()),
-        ordering=None if order is None else tuple(order),
-        tags=tuple(tags),
-        overrides=tuple(overrides),
-        sweep=sweep,
-    )

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from skipsweep import sweep_file
 from skipsweep.analyze import documents
-from skipsweep.analyze.documents import Point, as_number, document, read_plan
+from skipsweep.analyze.documents import as_number, document
 from skipsweep.errors import UserError
 from skipsweep.rundir import STATES, Multirun, RunDir
+from skipsweep.sweep_file import PlannedPoint
 
 OUTCOMES = ("done", "failed", "running", "missing")
 """What can have become of a planned run; every run has exactly one."""
@@ -137,12 +139,12 @@ class Evidence:
     paired: bool
     """Whether the experiment declared, before it ran, that runs of equal seed are to be compared in pairs."""
     commands: tuple[str, ...]
-    points: tuple[Point, ...]
+    points: tuple[PlannedPoint, ...]
     runs: Mapping[str, Run]
 
-    def arms(self) -> dict[str, list[Point]]:
+    def arms(self) -> dict[str, list[PlannedPoint]]:
         """Arm -> its points in order of seeds; the baseline first, the others as planned."""
-        grouped: dict[str, list[Point]] = {}
+        grouped: dict[str, list[PlannedPoint]] = {}
         for point in self.points:
             grouped.setdefault(point.arm, []).append(point)
         order = sorted(grouped, key=lambda arm: arm != self.baseline)
@@ -161,8 +163,8 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError("no sweep named; `skipsweep status` lists them")
-    plans = {name: read_plan(multirun, name) for name in names}
-    wanted = [point for name, plan in plans.items() for point in documents.points(name, plan)]
+    plans = {name: sweep_file.read_plan(multirun, name) for name in names}
+    wanted = [point for name, plan in plans.items() for point in sweep_file.points(name, plan)]
     runs = {run: read_run(multirun.run(run)) for run in dict.fromkeys(point.run for point in wanted)}
     points, baseline = _unite(wanted, runs), plans[names[0]].get("baseline")
     return Evidence(
@@ -195,15 +197,15 @@ def _mapping(plans: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]
 # ---------------------------------------------------------------------------------------------------- several sweeps
 
 
-def _unite(points: Sequence[Point], runs: Mapping[str, Run]) -> list[Point]:
+def _unite(points: Sequence[PlannedPoint], runs: Mapping[str, Run]) -> list[PlannedPoint]:
     """Arms of one name from several sweeps are one arm where they mean the same settings; else the later one's name
     gets its sweep's in front. A run counts once per arm."""
     meaning: dict[str, tuple[str, Any]] = {}
-    united: dict[tuple[str, str], Point] = {}
+    united: dict[tuple[str, str], PlannedPoint] = {}
     for point in points:
         sweep, settings = meaning.setdefault(point.arm, (point.sweep, _settings(runs[point.run])))
         if sweep != point.sweep and (not settings or _settings(runs[point.run]) != settings):
-            point = Point(**{**vars(point), "arm": f"{point.sweep}/{point.arm}"})
+            point = PlannedPoint(**{**vars(point), "arm": f"{point.sweep}/{point.arm}"})
         united.setdefault((point.arm, point.run), point)
     return list(united.values())
 

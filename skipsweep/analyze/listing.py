@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from skipsweep import sweep_file
 from skipsweep.analyze import arms, documents
 from skipsweep.analyze.documents import observed
 from skipsweep.rundir import Multirun, RunDir
@@ -65,8 +66,8 @@ def status(multirun: Multirun, sweep: str | None) -> Status:
     if sweep is None:
         seen = [observed(run) for run in multirun.all_runs()]
         return Status(None, None, _counts(seen), seen, [], [s.name for s in multirun.all_sweeps()])
-    plan = documents.read_plan(multirun, sweep)
-    names = dict.fromkeys(point.run for point in documents.points(sweep, plan))
+    plan = sweep_file.read_plan(multirun, sweep)
+    names = sweep_file.runs(sweep_file.points(sweep, plan))
     seen = [observed(multirun.run(name)) for name in names]
     return Status(sweep, plan.get("question"), _counts(seen), seen, arms.of_sweep(multirun, sweep), [])
 

@@ -12,8 +12,9 @@ from typing import Any
 from skipsweep import published as shipped
 from skipsweep.analyze import descriptive
 from skipsweep.analyze.comparison import Comparison
-from skipsweep.analyze.documents import Point, as_number
+from skipsweep.analyze.documents import as_number
 from skipsweep.analyze.evidence import Evidence, Run
+from skipsweep.sweep_file import PlannedPoint
 
 _CONCAT = {"input": "input_emb", "extra": "extra_emb", "last": "layer15"}
 """Our named sources of a concat head -> theirs."""
@@ -74,7 +75,7 @@ def _declared(theirs: Any) -> Figures:
     )
 
 
-def _of_arm(points: list[Point], runs: Mapping[str, Run]) -> Figures | None:
+def _of_arm(points: list[PlannedPoint], runs: Mapping[str, Run]) -> Figures | None:
     """The shipped figures of an arm all of whose points are the same published one."""
     found = {_key(point, runs[point.run].recipe) for point in points}
     key = found.pop() if len(found) == 1 else None
@@ -89,7 +90,7 @@ def _of_arm(points: list[Point], runs: Mapping[str, Run]) -> Figures | None:
     return Figures(fmean(losses), descriptive.sd(losses), len(losses), theirs.steps, caveat)
 
 
-def _key(point: Point, recipe: Mapping[str, Any]) -> tuple[str, str] | None:
+def _key(point: PlannedPoint, recipe: Mapping[str, Any]) -> tuple[str, str] | None:
     """(published experiment, its arm) that a point repeats; None for none, and on other trunks or corpora."""
     group = {name: value if isinstance(value, Mapping) else {} for name, value in recipe.items()}
     data, model, head = (group.get(name, {}) for name in ("data", "model", "head_type"))
@@ -107,7 +108,5 @@ def _key(point: Point, recipe: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _of_ordering(point: Point) -> tuple[str, str] | None:
-    """From the tag `multi_layer/<method>/N=<n>`."""
-    parts = point.tags[0].split("/") if point.tags else []
-    return ("multi_add", "/".join(parts[1:])) if len(parts) == 3 else None
+def _of_ordering(point: PlannedPoint) -> tuple[str, str] | None:
+    return ("multi_add", f"{point.method}/N={len(point.sources)}") if point.method else None

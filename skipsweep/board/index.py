@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from skipsweep.analyze.documents import read_plan
+from skipsweep import sweep_file
+from skipsweep.analyze.documents import observed
 from skipsweep.errors import UserError
 from skipsweep.progress import duration
 from skipsweep.rundir import Multirun, RunDir
-from skipsweep.status import FINAL, observe
+from skipsweep.status import FINAL
 
 Stamp = tuple[tuple[str, int, int], ...]
 """(file, time of change in ns, size) of everything that a report is made of."""
@@ -58,32 +59,19 @@ def united(multirun: Multirun) -> list[str]:
 
 def _entry(multirun: Multirun, name: str) -> Entry:
     try:
-        runs, question = _runs(multirun, name), read_plan(multirun, name).get("question")
+        plan = sweep_file.read_plan(multirun, name)
+        runs = [multirun.run(run) for run in sweep_file.runs(sweep_file.points(name, plan))]
     except UserError as problem:
         return Entry(name, None, 0, {}, None, str(problem))
     times = [changed for _, changed, _ in _stamp(multirun, name, runs)]
-    return Entry(name, question, len(runs), Counter(map(_state, runs)), max(times) / 1e9 if times else None)
-
-
-def _state(run: RunDir) -> str:
-    try:
-        return observe(run).state
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "damaged"
-
-
-def _runs(multirun: Multirun, name: str) -> list[RunDir]:
-    try:
-        return [
-            multirun.run(run) for run in dict.fromkeys(point["run"] for point in read_plan(multirun, name)["points"])
-        ]
-    except (KeyError, TypeError) as problem:
-        raise UserError(f"plan.json of sweep {name} has a point that cannot be read: {problem!r}") from problem
+    counts = Counter(observed(run).state for run in runs)
+    return Entry(name, plan.get("question"), len(runs), counts, max(times) / 1e9 if times else None)
 
 
 def stamp(multirun: Multirun, name: str) -> Stamp:
     """Changes whenever a report of the sweep may say something else. Raises UserError."""
-    return _stamp(multirun, name, _runs(multirun, name))
+    runs = sweep_file.runs(sweep_file.read_points(multirun, name))
+    return _stamp(multirun, name, [multirun.run(run) for run in runs])
 
 
 def _stamp(multirun: Multirun, name: str, runs: Sequence[RunDir]) -> Stamp:

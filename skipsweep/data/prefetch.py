@@ -7,7 +7,7 @@ from skipsweep.data.batches import Pair
 
 
 class Reader(Protocol):
-    """What `data.batches.Batches` offers."""
+    """What training asks of the data; see `data.batches.Batches`."""
 
     @property
     def val_sequences(self) -> int: ...

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skipsweep import files
+from skipsweep import files, sweep_file
 from skipsweep.errors import UserError
 from skipsweep.imports import speedrun_log
 from skipsweep.imports.read import Imported, LogRun, read
 from skipsweep.rundir import Multirun, RunDir, SweepDir, names_a_folder
+from skipsweep.sweep_file import PlannedPoint
 
 
 def import_logs(
@@ -33,7 +34,7 @@ def import_logs(
     if not names_a_folder(sweep):
         raise UserError(f"--sweep {sweep!r} cannot name a folder; valid: up to 100 letters, digits and ._+=,-")
     if target is not None and not math.isfinite(target):
-        raise UserError(f"--target {target} is no loss; valid: a finite number, in nats per token")
+        raise UserError(f"--target {target} is not a loss; valid: a finite number, in nats per token")
     found = Imported()
     folder = multirun.sweep(sweep)
     logs = _beside_earlier(multirun, folder, read(multirun, paths, arm, found))
@@ -53,8 +54,8 @@ def _beside_earlier(multirun: Multirun, folder: SweepDir, logs: list[LogRun]) ->
     """These runs as the sweep is to have them: one whose log has grown takes the place of what was imported of it, and
     one whose log was cut since stays what it was."""
     earlier: dict[str, list[RunDir]] = {}
-    for point in (files.read_json(folder.plan) or {}).get("points", []):
-        run = multirun.run(point["run"])
+    for name in sweep_file.runs(_known(folder)):
+        run = multirun.run(name)
         source = (files.read_json(run.identity) or {}).get("imported") or {}
         if isinstance(source, dict) and "from" in source:
             earlier.setdefault(source["from"], []).append(run)
@@ -135,22 +136,22 @@ def _write_sweep(folder: SweepDir, logs: list[LogRun], baseline: str | None, tar
     with files.locked(folder.path):
         document = _document(folder, logs, baseline, target)
         files.write_json(folder.plan, document)
-        arms = {point["run"]: point["key"][0] for point in document["points"]}
+        arms = {point.run: point.arm for point in sweep_file.points(folder.name, document)}
         for log in logs:
             log.run.note_serves({folder.name: {"arm": arms[log.run.name], "tags": []}})
     return arms
 
 
 def _document(folder: SweepDir, logs: list[LogRun], baseline: str | None, target: float | None) -> dict[str, Any]:
-    """plan.json with these logs added. Raises UserError for a launched sweep, and a baseline that is no arm."""
+    """plan.json with these logs added. Raises UserError for a launched sweep, and a baseline that is not an arm."""
     before = files.read_json(folder.plan) or {}
     if before and not before.get("imported"):
         raise UserError(f"sweep {folder.name} was launched, not imported; choose another --sweep")
-    points = _points(before.get("points", []), logs)
-    arms = list(dict.fromkeys(point["key"][0] for point in points))
+    points = _points(_known(folder), logs)
+    arms = list(sweep_file.arms(points))
     chosen = baseline or before.get("baseline") or arms[0]
     if chosen not in arms:
-        raise UserError(f"--baseline {chosen} is no arm; valid: {', '.join(arms)}")
+        raise UserError(f"--baseline {chosen} is not an arm; valid: {', '.join(arms)}")
     return {
         "name": folder.name,
         "imported": True,
@@ -160,28 +161,30 @@ def _document(folder: SweepDir, logs: list[LogRun], baseline: str | None, target
         "may_differ": None,
         "published": before.get("published", {}),
         "baseline": chosen,
-        "points": points,
+        "points": [point.to_dict() for point in points],
         "commands": before.get("commands", []),
         "created": before.get("created", time.time()),
         "updated": time.time(),
     }
 
 
-def _points(known: list[dict[str, Any]], logs: list[LogRun]) -> list[dict[str, Any]]:
+def _known(folder: SweepDir) -> list[PlannedPoint]:
+    """The points that the sweep has already."""
+    return sweep_file.points(folder.name, {"points": [], **(files.read_json(folder.plan) or {})})
+
+
+def _points(known: list[PlannedPoint], logs: list[LogRun]) -> list[PlannedPoint]:
     """Those known, replaced runs by what they have become, and of the new the runs not yet among them.
 
     The seed in a key is the order within the arm and nothing else: speedruns set no seed, so equal ones pair nothing.
     """
     become = {old: log.run.name for log in logs for old in log.replaces}
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, PlannedPoint] = {}
     for point in known:
-        name: str = point["run"]
-        run = become.get(name, name)
-        runs.setdefault(run, {**point, "run": run})
-    points = list(runs.values())
+        run = become.get(point.run, point.run)
+        runs.setdefault(run, dataclasses.replace(point, run=run))
     for log in logs:
         if log.run.name not in runs:
-            order = 1 + max((point["key"][1] for point in points if point["key"][0] == log.arm), default=-1)
-            empty = {"overrides": [], "sources": [], "ordering": None, "tags": []}
-            points.append({"key": [log.arm, order, 0], "run": log.run.name, **empty})
-    return points
+            order = 1 + max((point.seed for point in runs.values() if point.arm == log.arm), default=-1)
+            runs[log.run.name] = PlannedPoint(log.arm, order, 0, log.run.name)
+    return list(runs.values())

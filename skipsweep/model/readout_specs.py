@@ -1,6 +1,6 @@
 """Choices of `head_type`, worked out without torch: what each may see, what it learns, and how large that is.
 
-Recipes are canonical here, as planning leaves them (`sweep/identity.py`), except in `check` and `canonical`.
+Recipes are canonical here, as planning leaves them (`sweep/canonical.py`), except in `canonical`.
 
 Legend: D dim, N sources, H hidden channels of a block's MLP.
 """
@@ -18,9 +18,7 @@ from skipsweep.config import (
     Last,
     Model,
     Recipe,
-    Residual,
 )
-from skipsweep.errors import UserError
 from skipsweep.model.wiring import mlp_hidden
 
 INPUT = "input"
@@ -95,45 +93,6 @@ LABELS = {"x_lambda": "x", "skip_lambda": "skip", "backout": "backout"}
 # ------------------------------------------------------------------------------------------------- what can be, and is
 
 
-def check(head: HeadType, chosen: Sequence[Source], model: Model, residual: Residual) -> None:
-    """Raise UserError for sources that this head cannot take, sizes that it cannot have, or a trunk that it cannot
-    end."""
-    if isinstance(head, Last) and chosen:
-        shown = str(list(chosen)).replace(" ", "").replace("'", "")
-        raise UserError(
-            f"head_type=last takes no sources, but skip_layers={shown}; use head_type=add or skip_layers=none"
-        )
-    for source in chosen:
-        if source in NAMED and source not in SPECS[head.name].named:
-            takers = ", ".join(name for name, spec in SPECS.items() if source in spec.named)
-            raise UserError(f"skip_layers: `{source}` is a source for head_type={takers} only, not for {head.name}")
-    if chosen and SPECS[head.name].owns_last_mlp and model.block != "speedrun":
-        raise UserError(
-            f"head_type={head.name} has the MLP of model.block=speedrun in place of the last one, not that of "
-            f"{model.block}; valid: {', '.join(n for n, spec in SPECS.items() if not spec.owns_last_mlp)}"
-        )
-    for size in SPECS[head.name].sizes:
-        if getattr(head, size) < 1:
-            raise UserError(f"head_type.{size}={getattr(head, size)} must be above 0")
-    if chosen and SPECS[head.name].owns_last_mlp and residual.parallel_tail:
-        raise UserError(
-            f"head_type={head.name} takes the last MLP out of the trunk, but with residual.parallel_tail="
-            f"{residual.parallel_tail} it stands beside other blocks; valid: residual.parallel_tail=0, or another head"
-        )
-    if isinstance(head, ConcatMLP | ConcatMLPNarrow):
-        _check_hidden(head, len(chosen), model)
-
-
-def _check_hidden(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> None:
-    if head.hidden < 0:
-        raise UserError(f"head_type.hidden={head.hidden} must not be negative; 0: as many as keep the parameters equal")
-    if count and not head.hidden and _weights_left(head, count, model) <= 0:
-        raise UserError(
-            f"head_type={head.name}: projections of {count} sources leave no parameters for the last MLP; "
-            f"valid: head_type.width below {-(-2 * mlp_hidden(model) // count)}, or head_type.hidden=..."
-        )
-
-
 def canonical(head: HeadType, chosen: Sequence[Source], model: Model) -> HeadType:
     """The one form of all heads that are the same model: `last` where there is nothing to see; `add` where nothing is
     left un-normed; and no number of hidden channels that would be found anyway."""
@@ -141,7 +100,7 @@ def canonical(head: HeadType, chosen: Sequence[Source], model: Model) -> HeadTyp
         return Last()
     if isinstance(head, AddUnnormed) and not any(isinstance(source, int) for source in chosen):
         return Add()
-    if not isinstance(head, ConcatMLP | ConcatMLPNarrow) or _weights_left(head, len(chosen), model) <= 0:
+    if not isinstance(head, ConcatMLP | ConcatMLPNarrow) or weights_left(head, len(chosen), model) <= 0:
         return head
     return replace(head, hidden=0) if head.hidden == _fitted(head, len(chosen), model) else head
 
@@ -192,7 +151,7 @@ def _beside(head: HeadType, dim: int) -> int:
     return head.width if isinstance(head, ConcatMLPNarrow) else dim
 
 
-def _weights_left(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
+def weights_left(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
     """Weights that a block's MLP has, 2 D H, less those of the projections, N D width."""
     projected = count * head.width if isinstance(head, ConcatMLPNarrow) else 0
     return model.dim * (2 * mlp_hidden(model) - projected)
@@ -206,7 +165,7 @@ def _fitted(head: ConcatMLP | ConcatMLPNarrow, count: int, model: Model) -> int:
     """
     inputs = model.dim + count * _beside(head, model.dim)
     outputs = inputs if head.widen_head else model.dim
-    wanted = _weights_left(head, count, model) / (inputs + outputs)
+    wanted = weights_left(head, count, model) / (inputs + outputs)
     return max(MULTIPLE * round(wanted / MULTIPLE), MULTIPLE)
 
 

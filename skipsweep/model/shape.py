@@ -1,6 +1,6 @@
 """What a recipe's model looks like, worked out without torch: for planning, for counting, and for building it.
 
-Recipes are canonical here, as planning leaves them (`sweep/identity.py`).
+Recipes are canonical here, as planning leaves them (`sweep/canonical.py`).
 """
 
 import math

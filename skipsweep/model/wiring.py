@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from skipsweep.config import Embeddings, Model, Residual
+from skipsweep.config import Model, Residual
 from skipsweep.errors import UserError
 
 SCALED = "scaled"
@@ -88,25 +88,6 @@ def tail_layers(residual: Residual, layers: int) -> list[int]:
     return list(range(layers - residual.parallel_tail, layers))
 
 
-def check_residual(residual: Residual, layers: int) -> None:
-    """Raise UserError where resolved skips between blocks do not fit each other or the depth."""
-    if residual.unet_weight not in ("raw", "sigmoid"):
-        raise UserError(f"residual.unet_weight={residual.unet_weight} is unknown; valid: raw, sigmoid")
-    if residual.rolling and layers < 4:
-        raise UserError(f"residual.rolling=true starts at layer 3, but there are {layers} layers; valid: 4 or more")
-    k = residual.parallel_tail
-    if k and not 2 <= k < layers:
-        raise UserError(f"residual.parallel_tail={k}; valid: 0, or 2 to {layers - 1} of {layers} layers")
-    if k and residual.rolling:
-        raise UserError(f"residual.rolling=true leads from layer to layer, but residual.parallel_tail={k} has none")
-    for source, target in residual.unet:
-        if k and source >= layers - k:
-            raise UserError(
-                f"residual.unet: {source}->{target} starts among the last {k} layers, which stand side by side "
-                f"(residual.parallel_tail); valid sources: below {layers - k}"
-            )
-
-
 def no_attention(value: Any, layers: int) -> list[int]:
     """Layers without attention, ascending. Raises UserError for layers that are not there."""
     if value == SCALED:
@@ -155,17 +136,6 @@ def mlp_hidden(model: Model) -> int:
     """Hidden width of a block's MLP, in channels: rounded up to a whole multiple where one is asked for."""
     wanted = round(model.mlp_ratio * model.dim, 6)  # 2.7 * 10 is 27.000000000000004
     return math.ceil(wanted / model.mlp_multiple) * model.mlp_multiple
-
-
-def check(model: Model, embeddings: Embeddings) -> None:
-    """Raise UserError where resolved choices do not fit each other."""
-    for layer in (layer for table in embeddings.value_layers for layer in table):
-        if layer in model.no_attention:
-            raise UserError(f"embeddings.value_layers: layer {layer} has no attention, so no values to add to")
-    if embeddings.extra and not embeddings.mix:
-        raise UserError(
-            f"embeddings.extra={embeddings.extra} needs embeddings.mix=true: that sum is where they come in"
-        )
 
 
 def _lists(key: str, value: Any, words: tuple[str, ...]) -> list[list[int]]:

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipsweep import files
-from skipsweep.analyze.documents import read_plan
+from skipsweep import files, sweep_file
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, RunDir
 from skipsweep.slurm import squeue, submission
@@ -53,13 +52,13 @@ def cancel(multirun: Multirun, asked: str) -> Cancelled:
 def _meant(multirun: Multirun, asked: str) -> tuple[str | None, list[RunDir]]:
     """A sweep and its runs, or none and a run."""
     try:
-        points = read_plan(multirun, asked)["points"]
+        names = sweep_file.runs(sweep_file.read_points(multirun, asked))
     except UserError as no_sweep:
         try:
             return None, [multirun.find_run(asked)]
         except UserError:
             raise no_sweep from None
-    return asked, [multirun.run(name) for name in dict.fromkeys(point["run"] for point in points)]
+    return asked, [multirun.run(name) for name in names]
 
 
 def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str | None, cancelled: Cancelled) -> None:

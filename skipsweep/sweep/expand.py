@@ -11,7 +11,7 @@ from skipsweep.config import Config, Sweep
 from skipsweep.errors import UserError
 from skipsweep.sweep import grammar, select, shorthand
 from skipsweep.sweep.grammar import Options
-from skipsweep.sweep.request import Point
+from skipsweep.sweep.request import GridPoint
 
 SEEDS = "sweep.seeds"
 NOT_LABELS = ("seed", "replicate")
@@ -36,7 +36,7 @@ class Axis:
         return text.partition("=")[2]
 
 
-def expand(overrides: Sequence[str], sweep: Sweep, options: Options) -> list[Point]:
+def expand(overrides: Sequence[str], sweep: Sweep, options: Options) -> list[GridPoint]:
     """The points that the command line and the experiment's blocks ask for, repetitions included.
 
     Blocks are united; inside a block, and on the command line, several values make a grid in which the last key varies
@@ -56,22 +56,22 @@ def expand(overrides: Sequence[str], sweep: Sweep, options: Options) -> list[Poi
     return points
 
 
-def _point(block: str | None, axes: list[Axis], choice: tuple[str, ...]) -> Point:
+def _point(block: str | None, axes: list[Axis], choice: tuple[str, ...]) -> GridPoint:
     chosen = list(zip(axes, choice, strict=True))
     labels = {a.key: a.label(text) for a, text in chosen if a.swept and a.key not in NOT_LABELS}
     seed = next((grammar.parse(text).value() for a, text in reversed(chosen) if a.key == "seed"), None)
     texts = tuple(text for each in choice for text in shorthand.written_out(each))
-    return Point(block, texts, labels, seed if isinstance(seed, int) else None)
+    return GridPoint(block, texts, labels, seed if isinstance(seed, int) else None)
 
 
-def spread(point: Point, config: Config) -> list[Point]:
+def spread(point: GridPoint, config: Config) -> list[GridPoint]:
     """The points that one stands for whose `skip_layers` is a word such as `each`; `config`: what it composes to, as
     the trunk's depth says how many. Else the point alone. Raises UserError for a range that the trunk does not have."""
     values = select.spread(config.skip_layers.layers, config.model.layers)
     return [point] if values is None else [_with_layers(point, str(value)) for value in values]
 
 
-def _with_layers(point: Point, value: str) -> Point:
+def _with_layers(point: GridPoint, value: str) -> GridPoint:
     """The label is the value's, whether the word was typed as an axis or not."""
     text, given = f"{shorthand.LEAF}={value}", f"{shorthand.LEAF}="
     overrides = tuple(text if one.startswith(given) else one for one in point.overrides)
@@ -130,7 +130,7 @@ def _arm_overrides(name: str | None, arm: Any) -> list[str]:
     if arm is None:
         return []
     if not isinstance(arm, Mapping):
-        raise UserError(f"sweep.arms.{name}: {arm!r} is no block of KEY: VALUE; e.g. {name}: {{skip_layers: 5}}")
+        raise UserError(f"sweep.arms.{name}: {arm!r} is not a block of KEY: VALUE; e.g. {name}: {{skip_layers: 5}}")
     texts = []
     for key, value in arm.items():
         if isinstance(value, Mapping) and value:
@@ -195,4 +195,4 @@ def _numbers(given: Any, options: Options) -> list[int]:
             return _numbers(read, options)
     if isinstance(given, int) and not isinstance(given, bool):
         return [given]
-    raise UserError(f"{SEEDS}: {given!r} is no seed; valid: a number, a list of numbers, range(a,b)")
+    raise UserError(f"{SEEDS}: {given!r} is not a seed; valid: a number, a list of numbers, range(a,b)")

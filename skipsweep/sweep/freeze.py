@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from skipsweep import files, provenance
@@ -9,8 +10,8 @@ from skipsweep.config import RunConfig, recipe_of
 from skipsweep.errors import UserError
 from skipsweep.model import count
 from skipsweep.rundir import SINGLE, RunDir, SweepDir
-from skipsweep.sweep import identity
-from skipsweep.sweep.plan import Plan, Point, accessible, check_extension, known_points, of_sweep
+from skipsweep.sweep import identity, question
+from skipsweep.sweep.plan import Plan, accessible
 
 
 def freeze(plan: Plan, retry: str) -> None:
@@ -54,40 +55,28 @@ def _freeze_sweep(plan: Plan, folder: SweepDir) -> None:
     """Write plan.json, uniting it with an earlier one of the same name: that is how a sweep is extended."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.path):
-        plan.before = files.read_json(folder.plan) or {}
-        check_extension(plan)  # once more: another launcher may have been at it since
-        files.write_json(folder.plan, _sweep_document(plan))
+        before = files.read_json(folder.plan) or {}
+        question.check_extension(plan.name, before, plan.points)  # another launcher may have been at it since
+        files.write_json(folder.plan, _sweep_document(plan, before))
 
 
-def _sweep_document(plan: Plan) -> dict[str, Any]:
-    before = plan.before
-    points = known_points(before) | {point.key: _point_document(point) for point in plan.points}
+def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
+    points = question.known_points(before) | {point.key: point for point in plan.points}
     return {
         "name": plan.name,
-        **{key: of_sweep(plan, key) for key in ("question", "source", "may_differ")},
+        **{key: question.said(plan.sweep, before, key) for key in ("question", "source", "may_differ")},
         "published": plan.published,
         "target": plan.target,
         "paired": before.get("paired", False) if before else bool(plan.sweep.paired),
         "baseline": plan.baseline,
         "confounds": plan.confounds,
         "rankings": {**before.get("rankings", {}), **plan.rankings},
-        "points": list(points.values()),
+        "points": [point.to_dict() for point in points.values()],
         "commands": [*before.get("commands", []), plan.command][-50:],
         "commit": provenance.commit(),
         "code": provenance.code_hash(),
         "created": before.get("created", time.time()),
         "updated": time.time(),
-    }
-
-
-def _point_document(point: Point) -> dict[str, Any]:
-    return {
-        "key": list(point.key),
-        "run": point.run,
-        "overrides": list(point.overrides),
-        "sources": point.sources,
-        "ordering": point.ordering,
-        "tags": list(point.tags),
     }
 
 

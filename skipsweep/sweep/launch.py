@@ -24,9 +24,11 @@ from skipsweep.sweep.expand import expand, spread
 from skipsweep.sweep.fetch import fetch, to_download
 from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.local import Pool
-from skipsweep.sweep.plan import Plan, Wanted
+from skipsweep.sweep.plan import Plan
 from skipsweep.sweep.precision import precision
-from skipsweep.sweep.request import LaunchRequest, Point
+from skipsweep.sweep.request import GridPoint, LaunchRequest
+from skipsweep.sweep.resolve import ComposedPoint
+from skipsweep.sweep_file import PlannedPoint
 
 INTERRUPTED = 130
 
@@ -75,7 +77,7 @@ def _look_at_queue(plan: Plan) -> None:
     """Runs that a job is waiting for are in flight, whatever launcher submitted them."""
     runs = [plan.multirun.run(name) for name in plan.configs]
     seen = squeue.all_refined([plan.observations[run.name] for run in runs], runs)
-    plan.observations = dict(zip(plan.configs, seen, strict=True))
+    plan.observations.update(zip(plan.configs, seen, strict=True))
 
 
 def _want_again(plan: Plan) -> None:
@@ -96,11 +98,9 @@ def make_plan(request: LaunchRequest) -> Plan:
     """Points -> runs, without starting or freezing anything."""
     secrecy.check(request.command)
     points = expand(request.overrides, request.sweep, request.composer.options)
-    wanted = [one for point in points for one in _wanted(point, request)]
+    wanted = [one for point in points for one in _composed(point, request)]
     single = len(wanted) == 1 and not request.multirun and not request.sweep.arms
-    plan = planning.make(wanted, shlex.join(request.command), single)
-    plan.notes += _said_twice(request.overrides)
-    return plan
+    return planning.make(wanted, shlex.join(request.command), single, _said_twice(request.overrides))
 
 
 def _said_twice(overrides: Sequence[str]) -> Iterator[str]:
@@ -112,12 +112,13 @@ def _said_twice(overrides: Sequence[str]) -> Iterator[str]:
             yield f"{text} has no effect: {last[override.key_or_group]} comes after it"
 
 
-def _wanted(point: Point, request: LaunchRequest) -> list[Wanted]:
+def _composed(point: GridPoint, request: LaunchRequest) -> list[ComposedPoint]:
     """A point with its configuration, or those that it stands for in a trunk of such a depth."""
     config = request.config(point)
     found = spread(point, config)
     configs = [config] if found == [point] else map(request.config, found)
-    return [Wanted(one.arm, its, one.overrides, tuple(one.axes)) for one, its in zip(found, configs, strict=True)]
+    pairs = zip(found, configs, strict=True)
+    return [ComposedPoint(one.arm, its, one.overrides, tuple(one.axes)) for one, its in pairs]
 
 
 def show_plan(plan: Plan, request: LaunchRequest) -> None:
@@ -139,7 +140,7 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "confounds": plan.confounds,
         "rankings": plan.rankings,
         "notes": plan.notes,
-        "points": [{**asdict(point), "state": plan.observations[point.run].state} for point in plan.points],
+        "points": [_point(plan, point) for point in plan.points],
         "runs": len(plan.configs),
         "to_run": todo,
         "seconds": expected and expected.seconds,
@@ -149,6 +150,11 @@ def document(plan: Plan, request: LaunchRequest) -> dict[str, Any]:
         "to_download": to_download(plan, todo),
         "precision": told and asdict(told),
     }
+
+
+def _point(plan: Plan, point: PlannedPoint) -> dict[str, Any]:
+    named = {"arm": point.arm, "seed": point.seed, "replicate": point.replicate}
+    return {**named, **point.to_dict(), "drawn": point.arm in plan.drawn, "state": plan.observations[point.run].state}
 
 
 def _estimate(plan: Plan, todo: Sequence[str], request: LaunchRequest) -> Estimate | None:

@@ -4,14 +4,15 @@ Read when planning and frozen in plan.json, so that more finished seeds there ne
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from skipsweep import files, provenance
+from skipsweep import files, provenance, sweep_file
 from skipsweep.config import BestToWorst, Config, WorstToBest
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
 from skipsweep.sweep import select
+from skipsweep.sweep_file import PlannedPoint
 
 KEY = "selection_method.ranking_from"
 Arms = dict[int, dict[str, list[str]]]
@@ -73,7 +74,7 @@ def read(multirun: Multirun, sweep: str, layers: int) -> list[int]:
     Raises UserError where a layer has no such arm, several, or one with a run that is not done.
     """
     plan = _plan(multirun, sweep)
-    arms = _single_layer_arms(plan)
+    arms = _single_layer_arms(sweep_file.points(sweep, plan))
     runs = [run for of_layer in arms.values() for names in of_layer.values() for run in names]
     _check_depth(multirun, sweep, runs, layers)
     missing = [layer for layer in range(layers - 1) if layer not in arms]
@@ -93,21 +94,20 @@ def read(multirun: Multirun, sweep: str, layers: int) -> list[int]:
 
 
 def _plan(multirun: Multirun, sweep: str) -> dict[str, Any]:
-    plan = files.read_json(multirun.sweep(sweep).plan) if names_a_folder(sweep) else None
-    if plan is not None:
-        return plan
+    if names_a_folder(sweep) and multirun.sweep(sweep).plan.exists():
+        return sweep_file.read_plan(multirun, sweep)
     known = ", ".join(folder.name for folder in multirun.all_sweeps()) or "none yet"
     shipped = (provenance.CHECKOUT / "conf" / "experiment" / f"{sweep}.yaml").exists()
     hint = f"; it is made by python launch.py experiment={sweep}" if shipped else ""
     raise UserError(f"{KEY}={sweep}: no sweep of that name below {multirun.sweeps}; there are: {known}{hint}")
 
 
-def _single_layer_arms(plan: Mapping[str, Any]) -> Arms:
+def _single_layer_arms(points: Iterable[PlannedPoint]) -> Arms:
     arms: Arms = {}
-    for point in plan["points"]:
-        match point.get("sources"):
+    for point in points:
+        match point.sources:
             case [int(layer)]:
-                arms.setdefault(layer, {}).setdefault(point["key"][0], []).append(point["run"])
+                arms.setdefault(layer, {}).setdefault(point.arm, []).append(point.run)
     return arms
 
 

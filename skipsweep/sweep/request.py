@@ -27,8 +27,8 @@ LAUNCHERS: dict[str, type] = {"local": LocalLauncher, "slurm": SlurmLauncher}
 
 
 @dataclass(frozen=True)
-class Point:
-    """One choice on the sweep's axes."""
+class GridPoint:
+    """One choice on the sweep's axes, not yet composed."""
 
     block: str | None
     """Name of the block of `sweep.arms` it comes from; None: the command line alone."""
@@ -78,7 +78,7 @@ class LaunchRequest:
     multirun: bool = False
     """Asked for as a sweep (`-m`). A single run with an experiment's arms is one as well."""
 
-    def config(self, point: Point) -> Config:
+    def config(self, point: GridPoint) -> Config:
         """The run that a point stands for. Raises UserError, naming the block at fault."""
         try:
             return relative.resolved(self.composer(point.overrides))

@@ -73,7 +73,7 @@ def _checked(ranking: list[int], layers: int, method: str) -> list[int]:
 
 def spread(value: Any, layers: int) -> list[int] | list[str] | None:
     """What `each` (layers 0 to L - 2) or `topA..topB` (topA, .., topB; `topN` is all L - 1 layers) stands for in a
-    trunk of L = `layers`; None where `value` is no such word.
+    trunk of L = `layers`; None where `value` is not such a word.
 
     Raises UserError for a range that is empty or longer than the ordering.
     """
@@ -93,7 +93,7 @@ def spread(value: Any, layers: int) -> list[int] | list[str] | None:
 def sources(value: Any, method: SelectionMethod, layers: int, seed: int) -> list[Source]:
     """The sources that `skip_layers.layers` asks for, in the order asked for.
 
-    Raises UserError for what is no source, lies outside the trunk, or is named twice.
+    Raises UserError for what is not a source, lies outside the trunk, or is named twice.
     """
     chosen: list[Source] = []
     for item in _items(value):
@@ -137,7 +137,7 @@ def _source(item: Any, layers: int) -> Source:
         return min(round(2 * layers / 3), layers - 2)
     if isinstance(item, bool) or not isinstance(item, int):
         raise UserError(
-            f"skip_layers: {item} is no source; valid: none, a layer (5), a list ([5,2]), topN, " + ", ".join(NAMED)
+            f"skip_layers: {item} is not a source; valid: none, a layer (5), a list ([5,2]), topN, " + ", ".join(NAMED)
         )
     if item == layers - 1:
         raise UserError(

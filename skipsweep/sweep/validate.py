@@ -1,4 +1,7 @@
-"""Impossible values and combinations, refused when planning: one line with key, value and what is valid."""
+"""Impossible values, refused when planning: one line with key, value and what is valid.
+
+What concerns one group alone is here, what has to fit together is in `sweep/compatibility.py`.
+"""
 
 import math
 from dataclasses import fields, is_dataclass
@@ -7,21 +10,25 @@ from typing import Any
 from skipsweep.config import (
     MISSING,
     Adapting,
+    ConcatMLP,
+    ConcatMLPNarrow,
     Config,
     Cosine,
+    Embeddings,
     Gated,
     Model,
     Muon,
-    NoControl,
     ProportionalDerivative,
+    Residual,
     RunConfig,
     SparsityVarianceL2,
     Trapezoid,
-    world_size,
 )
 from skipsweep.data import batches
 from skipsweep.errors import UserError
+from skipsweep.model.readout_specs import SPECS
 from skipsweep.model.shape import LLAMA
+from skipsweep.sweep import compatibility
 
 DTYPES = ("float32", "bfloat16", "float64")
 DECAYS = ("beta1", "beta2", "momentum", "momentum_start", "smoothing", "outer_momentum")
@@ -29,10 +36,12 @@ DECAYS = ("beta1", "beta2", "momentum", "momentum_start", "smoothing", "outer_mo
 
 
 def validate(config: Config) -> None:
-    """Raise UserError for the first value that cannot be."""
+    """Raise UserError for the first value that cannot be, and for values that cannot go together."""
     _complete(config)
     _model(config)
+    _residual(config.residual)
     batches.check(config.data)
+    _head(config)
     _gates(config)
     _control(config)
     _optim(config)
@@ -40,6 +49,7 @@ def validate(config: Config) -> None:
     _compute(config)
     _record(config)
     _one_of("retry", config.retry, ("none", "failed"))
+    compatibility.check(config)
 
 
 def _complete(node: Any, where: str = "") -> None:
@@ -66,7 +76,7 @@ def _model(config: RunConfig) -> None:
         raise UserError(f"model.dim={model.dim} must be an even multiple of model.heads={model.heads}")
     _positive("model.mlp_multiple", model.mlp_multiple)
     if model.mlp_multiple == 1 and not (model.mlp_ratio * model.dim).is_integer():
-        raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is no whole number")
+        raise UserError(f"model.mlp_ratio={model.mlp_ratio} times model.dim={model.dim} is not a whole number")
     _block(config)
     for key in ("vocab_multiple", "window_block"):
         _positive(f"model.{key}", getattr(model, key))
@@ -80,7 +90,7 @@ def _model(config: RunConfig) -> None:
         _not_negative(f"model.{key}", getattr(model, key))
     _stages(model)
     _one_of("model.dtype", model.dtype, DTYPES)
-    _not_negative("embeddings.extra", config.embeddings.extra)
+    _embeddings(config.embeddings)
     _not_negative("replicate", config.replicate)
     _seed("seed", config.seed)
 
@@ -104,15 +114,33 @@ def _block(config: RunConfig) -> None:
         raise UserError(f"model.kv_heads={model.kv_heads} must divide model.heads={model.heads}; valid: {divisors}")
     if model.value_norm:
         raise UserError("model.value_norm=true is for model.block=speedrun; model.block=llama norms no values")
-    if config.embeddings.value_layers not in ([], None, "none", 0) and model.kv_heads not in (0, model.heads):
+
+
+def _embeddings(embeddings: Embeddings) -> None:
+    _not_negative("embeddings.extra", embeddings.extra)
+    if embeddings.extra and not embeddings.mix:
         raise UserError(
-            f"embeddings.value_layers needs a value per channel: valid with model.kv_heads={model.kv_heads}: [], or "
-            f"model.kv_heads={model.heads}"
+            f"embeddings.extra={embeddings.extra} needs embeddings.mix=true: that sum is where they come in"
         )
 
 
+def _residual(residual: Residual) -> None:
+    _one_of("residual.unet_weight", residual.unet_weight, ("raw", "sigmoid"))
+    k = residual.parallel_tail
+    if k and residual.rolling:
+        raise UserError(f"residual.rolling=true leads from layer to layer, but residual.parallel_tail={k} has none")
+
+
+def _head(config: RunConfig) -> None:
+    head = config.head_type
+    for size in SPECS[head.name].sizes:
+        _positive(f"head_type.{size}", getattr(head, size))
+    if isinstance(head, ConcatMLP | ConcatMLPNarrow) and head.hidden < 0:
+        raise UserError(f"head_type.hidden={head.hidden} must not be negative; 0: as many as keep the parameters equal")
+
+
 def _gates(config: RunConfig) -> None:
-    gates, layers = config.gate_targets, config.model.layers
+    gates = config.gate_targets
     if not isinstance(gates, Gated):
         return
     _one_of("gate_targets.init", gates.init, ("normal", "open", "zero"))
@@ -121,15 +149,6 @@ def _gates(config: RunConfig) -> None:
         raise UserError(f"gate_targets.floor={gates.floor} is the smallest gate; valid: above 0, at most 1")
     if gates.init == "open" and gates.bias >= 0:
         raise UserError(f"gate_targets.init=open with gate_targets.bias={gates.bias} is not open; valid: below 0")
-    if gates.init == "zero" and not isinstance(config.control, NoControl):
-        raise UserError(
-            f"gate_targets.init=zero gives gates no gradient, so control={config.control.name} moves nothing; "
-            "valid: gate_targets.init=normal, gate_targets.init=open, or control=none"
-        )
-    if layers % 2:
-        raise UserError(
-            f"gate_targets={gates.name} pairs opposite layers, but model.layers={layers} is odd; valid: an even number"
-        )
 
 
 def _control(config: RunConfig) -> None:
@@ -214,28 +233,6 @@ def _compute(config: RunConfig) -> None:
         )
     if compute.tune_kernels and not compute.compile:
         raise UserError("compute.tune_kernels=true tunes what is compiled; valid: with compute.compile=true")
-    _skip(config)
-    processes = world_size(compute)
-    sequences = config.data.batch_tokens // config.data.seq_len
-    if sequences % processes:
-        raise UserError(
-            f"{processes} processes cannot share a batch of {sequences} sequences "
-            f"(data.batch_tokens={config.data.batch_tokens}, data.seq_len={config.data.seq_len}) evenly"
-        )
-
-
-def _skip(config: RunConfig) -> None:
-    """Only what no open token looks at can be left out."""
-    gates = config.gate_targets
-    if not config.compute.skip:
-        return
-    if not isinstance(gates, Gated):
-        raise UserError(f"compute.skip=true needs gates, but gate_targets={gates.name}; valid: false, or e.g. free")
-    if gates.attention != "keys":
-        raise UserError(
-            f"compute.skip=true leaves out closed keys, but with gate_targets.attention={gates.attention} open tokens "
-            "look at them; valid: false, or gate_targets.attention=keys"
-        )
 
 
 def _record(config: RunConfig) -> None:

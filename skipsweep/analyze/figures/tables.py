@@ -20,8 +20,9 @@ from typing import Any
 
 from skipsweep.analyze import descriptive
 from skipsweep.analyze.arms import inference_flops
-from skipsweep.analyze.documents import Point, as_number
+from skipsweep.analyze.documents import as_number
 from skipsweep.analyze.evidence import Evidence, Run
+from skipsweep.sweep_file import GIVEN, PlannedPoint
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -29,7 +30,7 @@ Tables = dict[str, list[Row]]
 MOST_RATES = 200
 """Rows per arm and parameter group: a schedule is piecewise smooth, and a page is to stay small."""
 MOST_POINTS = 20_000
-"""Points of a weight's lines over all runs, at least 20 each: a thousand runs are to stay a page that opens."""
+"""PlannedPoints of a weight's lines over all runs, at least 20 each: a thousand runs are to stay a page that opens."""
 DISTINGUISHABLE = 8
 """As many arms have a colour of their own; above, colour says which kind of arm it is."""
 _SKIP = re.compile(r"lambda/skip/(\d+)")
@@ -73,12 +74,12 @@ def of(evidence: Evidence) -> Tables:
     return tables
 
 
-def command(point: Point) -> str:
+def command(point: PlannedPoint) -> str:
     """What one types to repeat the run of a point."""
     return shlex.join(["python", "launch.py", *point.overrides])
 
 
-def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -> Row:
+def _run(number: int, point: PlannedPoint, run: Run, colour: str, base: float | None) -> Row:
     layers = [source for source in point.sources if isinstance(source, int)]
     depth = as_number(run.setting("model", "layers"))
     result = run.result or {}
@@ -106,19 +107,16 @@ def _run(number: int, point: Point, run: Run, colour: str, base: float | None) -
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _method(point: Point) -> str | None:
-    """The ordering behind a point's sources: `multi_layer/best_to_worst/N=5` -> `best_to_worst`."""
-    if not point.sources:
-        return None
-    parts = point.tags[0].split("/") if point.tags else []
-    return parts[1] if len(parts) > 2 else "given"
+def _method(point: PlannedPoint) -> str | None:
+    """The ordering behind a point's sources."""
+    return point.method or GIVEN if point.sources else None
 
 
-def _kind(point: Point, run: Run, is_baseline: bool) -> str:
+def _kind(point: PlannedPoint, run: Run, is_baseline: bool) -> str:
     """What an arm is called where there are more arms than colours."""
     if is_baseline:
         return f"baseline: {point.arm}"
-    kind = point.tags[0].rsplit("/N=", 1)[0] if point.tags else "arm"
+    kind = point.kind or "arm"
     head = run.setting("head_type", "name")
     return f"{kind}, {head}" if head and point.sources else kind
 
