@@ -43,8 +43,8 @@ def _noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mechanism that draws at random in training, so that generators' states matter."""
     features = GPT.features
 
-    def noisy(self: GPT, ids: torch.Tensor, window: int = 0) -> torch.Tensor:
-        x = features(self, ids, window)
+    def noisy(self: GPT, *given: Any) -> torch.Tensor:
+        x = features(self, *given)
         return x * (1 + 0.1 * torch.randn_like(x)) if torch.is_grad_enabled() else x
 
     monkeypatch.setattr(GPT, "features", noisy)
