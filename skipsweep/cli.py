@@ -4,6 +4,7 @@ import errno
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from skipsweep import progress, provenance
-from skipsweep.config import Paths
+from skipsweep.config import Paths, Text
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
 
@@ -340,7 +341,7 @@ def board(
 def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
     """Tokenise the corpus of a configuration (data=text data.path=...), or download what it reads of one from the hub
     (data=fineweb10B schedule.steps=5550), unless it is there already."""
-    from skipsweep.data import corpus, prepare
+    from skipsweep.data import corpus, documents, prepare
     from skipsweep.sweep.entry import from_command_line
 
     request = from_command_line(overrides or [])
@@ -350,6 +351,9 @@ def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
         made = prepare.prepare(config.data, root, count)
     with progress.transferring(f"downloading {made.name}") as tell:
         prepare.fetch(config.data, root, config.schedule.steps, tell)
+    if isinstance(config.data, Text):
+        with suppress(UserError):  # a corpus named by its fingerprint outlives its text
+            typer.echo(documents.remark(config.data), err=True)
     found = corpus.summary(made)
     if as_json:
         return _print_json(found)

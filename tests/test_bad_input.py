@@ -246,6 +246,19 @@ def test_a_folder_without_texts(place: Place, text: Callable[..., Done], tmp_pat
     check(place, text(f"data.path={tmp_path}/folder"), f"{tmp_path}/folder")
 
 
+def test_too_little_validates(place: Place, text: Callable[..., Done], tmp_path: Path) -> None:
+    """The launch says what it read when it tokenises, then what is wrong with it, once each."""
+    for name, words in (("a.txt", 20), ("b.txt", 500)):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).write_text("word " * words)
+    told = "data.val_tokens=640, data=text has 132 (validation is the end of a.txt, b.txt: 5.0% of the text); valid: at"
+    first = text(f"data.path={tmp_path}/folder", "data.val_tokens=640")
+    said, error = first.err.splitlines()
+    assert (first.status, told in error) == (2, True), error
+    assert said == f"data.path={tmp_path}/folder: 2 files read; validation is the end of a.txt, b.txt: 5.0% of the text"
+    check(place, text(f"data.path={tmp_path}/folder", "data.val_tokens=640"), told)
+
+
 def test_what_is_no_text(place: Place, text: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "image.txt").write_bytes(bytes(range(256)) * 40)
     check(place, text(f"data.path={tmp_path}/image.txt"), f"{tmp_path}/image.txt")

@@ -429,6 +429,21 @@ def test_data_prepare(root: Path, skipsweep: Callable[..., Done]) -> None:
     refused(skipsweep("data", "prepare", "data=text", "data.path=/nowhere"), "/nowhere")
 
 
+def test_data_prepare_says_which_files_it_reads(root: Path, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name in ("a.txt", "b.txt", "c.md"):
+        (notes / name).write_text("word " * (10 if name == "a.txt" else 1000))
+    said = f"data.path={notes}: 2 files read, 1 ignored (.md); validation is the end of a.txt, b.txt: 5.0% of the text"
+    for _ in range(2):  # tokenised now, or there already
+        done = skipsweep("data", "prepare", "data=text", f"data.path={notes}", "--json")
+        assert (done.status, done.err) == (0, f"{said}\n")
+        assert json.loads(done.out)["name"] == "text"
+    asked = "data=text", f"data.path={notes}", f"data.fingerprint={json.loads(done.out)['fingerprint']}"
+    shutil.rmtree(notes)
+    assert skipsweep("data", "prepare", *asked).err == ""  # the corpus outlives its text
+
+
 def test_data_info(root: Path, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
     (found,) = as_json(skipsweep("data", "info", "--json"))
     assert found["name"] == "synthetic"
