@@ -31,6 +31,11 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="As for launch.py: experiment=demo, skip_layers=none,2 ...")
 ]
 
+ConfigDir = Annotated[
+    str | None,
+    typer.Option("--config-dir", "-cd", help="A folder of your own, searched beside conf/; as for launch.py."),
+]
+
 
 def _multirun(folder: str) -> Multirun:
     return Multirun((provenance.CHECKOUT / Path(folder).expanduser()).resolve())
@@ -221,6 +226,7 @@ def generate(
 @app.command(context_settings={"ignore_unknown_options": True})
 def plan(
     overrides: Overrides = None,
+    config_dir: ConfigDir = None,
     as_json: Json = False,
     schedules: Annotated[
         bool, typer.Option("--schedules", help="Draw learning rates, momentum and attention window over the steps.")
@@ -231,7 +237,7 @@ def plan(
     from skipsweep.sweep.entry import from_command_line
     from skipsweep.sweep.schedules import drawings
 
-    request = from_command_line(overrides or [])
+    request = from_command_line(overrides or [], own=config_dir)
     made = launch.make_plan(request)
     drawn = drawings(made) if schedules else []
     if as_json:
@@ -337,14 +343,14 @@ def board(
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-@data_app.command("prepare")
-def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
+@data_app.command("prepare", context_settings={"ignore_unknown_options": True})
+def data_prepare(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """Tokenise the corpus of a configuration (data=text data.path=...), or download what it reads of one from the hub
     (data=fineweb10B schedule.steps=5550), unless it is there already."""
     from skipsweep.data import corpus, documents, prepare
     from skipsweep.sweep.entry import from_command_line
 
-    request = from_command_line(overrides or [])
+    request = from_command_line(overrides or [], own=config_dir)
     config = request.composer(request.overrides)
     root = prepare.data_root(config.paths)
     with progress.counting("tokenising") as count:

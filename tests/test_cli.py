@@ -398,6 +398,25 @@ def test_plan_takes_the_flag_of_launch(place: Place, skipsweep: Callable[..., Do
     assert plain == flagged
 
 
+@pytest.mark.parametrize("flag", [("-cd", "."), ("--config-dir", "."), ("--config-dir=.",)])
+def test_plan_and_data_prepare_take_a_folder_of_ones_own(
+    place: Place, skipsweep: Callable[..., Done], flag: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nsweep: {arms: {a: {skip_layers: 0}}}\n")
+    monkeypatch.chdir(tmp_path)
+    found = as_json(skipsweep("plan", "--json", *flag, *place.arguments("experiment=mine")))
+    same = as_json(skipsweep("plan", "--json", *place.arguments("skip_layers=0")))
+    assert [point["run"] for point in found["points"]] == [point["run"] for point in same["points"]]
+    assert as_json(skipsweep("data", "prepare", "--json", *place.arguments("experiment=mine"), *flag))
+    refused(skipsweep("plan", *place.arguments("experiment=mine")), "-cd FOLDER adds FOLDER/experiment/NAME.yaml")
+
+
+def test_a_folder_of_ones_own_that_is_not_there(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    done = skipsweep("plan", "-cd", f"{tmp_path}/none")
+    refused(done, f"Additional config directory '{tmp_path}/none' not found")  # launch.py's words
+
+
 def test_plan_of_nonsense(place: Place, skipsweep: Callable[..., Done]) -> None:
     refused(skipsweep("plan", *place.arguments("skip_layers=7")), "layer 7 is outside the trunk of 3 layers")
     refused(skipsweep("plan", "colour=red"), "no key colour")

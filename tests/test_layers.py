@@ -24,6 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("board", "dashboard", "slurm.cancel", "slurm.settings", "sweep.relative", "upload"),
     ("sweep.request", "sweep.select", "sweep.validate", "sweep.grammar"),
     ("sweep.hydra_schema", "sweep.identity", "sweep.ranking", "sweep.confound", "sweep.shorthand"),
+    ("sweep.infile",),
     ("sweep.explain", "sweep.expand", "sweep.plan"),
     ("sweep.compose", "sweep.estimate", "sweep.fetch", "sweep.freeze", "sweep.schedules"),
     ("sweep.chart", "sweep.precision"),
