@@ -25,6 +25,8 @@ app.add_typer(import_app, name="import")
 DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What a disk refuses, which no other input mends."""
 
+MULTIRUN = "multirun"
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Folder = Annotated[str, typer.Option("--multirun", help="Folder of runs and sweeps; relative to the checkout.")]
 Overrides = Annotated[
@@ -37,8 +39,12 @@ ConfigDir = Annotated[
 ]
 
 
-def _multirun(folder: str) -> Multirun:
-    return Multirun((provenance.CHECKOUT / Path(folder).expanduser()).resolve())
+def _multirun(folder: str, is_new: bool = False) -> Multirun:
+    """Raises UserError for a folder that is not there, unless it `is_new`, or the default one of a fresh checkout."""
+    path = (provenance.CHECKOUT / Path(folder).expanduser()).resolve()
+    if not (is_new or folder == MULTIRUN or path.is_dir()):
+        raise UserError(f"--multirun {folder}: no folder {path}; a relative one starts at the checkout")
+    return Multirun(path)
 
 
 def _print_json(value: Any) -> None:
@@ -46,16 +52,17 @@ def _print_json(value: Any) -> None:
 
 
 @app.command("list")
-def list_runs(as_json: Json = False, multirun: Folder = "multirun") -> None:
+def list_runs(as_json: Json = False, multirun: Folder = MULTIRUN) -> None:
     """All runs: state, final losses, cost."""
     from skipsweep.analyze import listing
 
-    rows = listing.runs(_multirun(multirun))
+    folder = _multirun(multirun)
+    rows = listing.runs(folder)
     if as_json:
         return _print_json([asdict(row) for row in rows])
     from skipsweep.sweep import show
 
-    show.listing(rows)
+    show.listing(rows, folder.path)
 
 
 @app.command()
@@ -63,7 +70,7 @@ def status(
     sweep: Annotated[str | None, typer.Argument(help="Name of a sweep; without one: all runs, and the sweeps.")] = None,
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until all have ended.")] = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """Where runs stand: submitted, running, done, failed with cause, stuck; a sweep's arms."""
     from skipsweep.analyze import listing
@@ -79,7 +86,7 @@ def status(
             return _print_json(asdict(found))
         from skipsweep.sweep import show
 
-        show.status(found)
+        show.status(found, folder.path)
 
     if watch:
         commands.watch(look, show_it)
@@ -91,7 +98,7 @@ def status(
 def cancel(
     sweep: Annotated[str, typer.Argument(help="A sweep; or a run that was launched by itself.")],
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
     from skipsweep.slurm import commands
@@ -108,7 +115,7 @@ def logs(
     run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end of each file.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """What a run printed: its newest attempt, or its job where it never began."""
     from skipsweep.slurm import commands
@@ -117,7 +124,7 @@ def logs(
 
 
 @app.command()
-def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
+def compare(a: str, b: str, as_json: Json = False, multirun: Folder = MULTIRUN) -> None:
     """Two runs: differing settings, losses at equal steps, learned lambdas. Names, ids or beginnings of them."""
     from skipsweep.analyze import compare as comparing
 
@@ -139,7 +146,7 @@ def report(
     png: Annotated[bool, typer.Option("--png", help="Figures also as PNG (slower).")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default: report/ in the sweep's own.")] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """The answer, with its uncertainty: a page with figures and tables from what has finished so far."""
     from skipsweep.sweep import report as reporting
@@ -159,7 +166,7 @@ def power(
     difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds tell it?")] = None,
     arms: Annotated[int | None, typer.Option(help="The baseline among them; default: the sweep's, else 2.")] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """How many seeds a difference takes: found with 80 %, at a level of 5 % over all arms."""
     from skipsweep.sweep import report as reporting
@@ -181,7 +188,7 @@ def inspect(
     layers: Annotated[str | None, typer.Option("--layers", help="Layers to decode, e.g. 0,5,7; default: all.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the files; default: the run's inspect/.")] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """What a trained model does: next tokens by layer, lambdas, sizes, contributions; as table, JSON and pictures."""
     from skipsweep.analyze.compare import find
@@ -209,7 +216,7 @@ def generate(
     stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End where the model ends the document.")] = True,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """Continue a text with a trained model, token by token; blocks that gates close are left out."""
     from skipsweep.analyze.compare import find
@@ -254,7 +261,7 @@ def plan(
 def sync(
     name: Annotated[str, typer.Argument(help="A sweep; or a run: name, id or the beginning of one.")],
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """Upload a sweep's finished runs to wandb, once each; or replay one run as its logger says, after wandb had
     failed."""
@@ -303,7 +310,7 @@ def dashboard(
     ] = False,
     entity: Annotated[str | None, typer.Option(help="wandb's team or user; default: the runs'.")] = None,
     project: Annotated[str | None, typer.Option(help="wandb's project; default: the runs'.")] = None,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """Save a wandb workspace that compares a sweep's arms, orderings and numbers of sources; prints its address."""
     from skipsweep import dashboard as boards
@@ -325,7 +332,7 @@ def dashboard(
 @app.command()
 def board(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0: any free one.")] = 8765,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """All reports in a browser: an index of the sweeps, and pages that are rebuilt while runs go on."""
     from skipsweep.board.server import Server, serve
@@ -410,12 +417,12 @@ def import_speedrun_log(
     baseline: Annotated[str | None, typer.Option(help="Arm that others are compared with; else the first.")] = None,
     target: Annotated[float | None, typer.Option(help="Target loss, nats per token.")] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
     """Text logs of modded-nanogpt, as finished runs of a sweep. Damaged lines are counted and named."""
     from skipsweep.imports.write import import_logs
 
-    found = import_logs(_multirun(multirun), paths, sweep, arm, baseline, target)
+    found = import_logs(_multirun(multirun, is_new=True), paths, sweep, arm, baseline, target)
     if as_json:
         return _print_json(asdict(found))
     typer.echo(f"{len(found.runs)} run(s) from {found.files} file(s) in sweep {sweep}")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import Done, Place, request
+from commands import CHECKOUT, Done, Place, request
 from sweep_folders import Made
 
 from skipsweep import cli, files, lease, mirror
@@ -262,14 +262,29 @@ def append(path: Path, text: str) -> None:
 
 
 def test_an_empty_folder(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
-    folder = ("--multirun", str(tmp_path / "none"))
+    folder = ("--multirun", str(tmp_path))
     assert as_json(skipsweep("list", "--json", *folder)) == []
     assert as_json(skipsweep("status", "--json", *folder))["runs"] == []
-    assert skipsweep("list", *folder).out == "no runs yet\n"
-    assert skipsweep("status", *folder).out == "no runs yet\n"
+    assert skipsweep("list", *folder).out == f"no runs yet below {tmp_path}\n"
+    assert skipsweep("status", *folder).out == f"no runs yet below {tmp_path}\n"
     refused(skipsweep("status", "x", *folder), "there are: none yet")
     refused(skipsweep("compare", "a", "b", *folder), "no run a below")
-    assert not (tmp_path / "none").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["status"], ["status", "x"], ["board", "--port", "0"], ["report", "x"]])
+def test_a_folder_that_is_not_there(command: list[str], skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("none", "file"):
+        refused(skipsweep(*command, "--multirun", f"{tmp_path}/{name}"), f"no folder {tmp_path}/{name}; a relative one")
+    refused(skipsweep(*command, "--multirun", "elsewhere"), f"--multirun elsewhere: no folder {CHECKOUT}/elsewhere; ")
+
+
+def test_a_fresh_checkout_has_no_runs_yet(
+    skipsweep: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.provenance, "CHECKOUT", tmp_path)
+    assert skipsweep("list").out == f"no runs yet below {tmp_path}/multirun\n"
 
 
 def test_what_a_power_cut_and_a_file_manager_leave(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
