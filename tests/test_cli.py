@@ -111,6 +111,27 @@ def test_list(place: Place, here: Callable[..., Done]) -> None:
     assert row_of(done, failed["run"])[1:] == ["failed", "(nan)", "-", "-", "-", "which"]
 
 
+def test_list_takes_sweeps_from_their_plans(place: Place, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    """Not from what runs noted: a sweep may have been renamed or deleted since, a run trained anew for another."""
+    multirun = Multirun(shutil.copytree(place.runs, tmp_path / "runs"))
+    multirun.sweep("which").path.rename(multirun.sweep("renamed").path)
+    first = next(multirun.all_runs())
+    first.serves.unlink()
+
+    def listed() -> dict[str, list[str]]:
+        rows = as_json(skipsweep("list", "--json", "--multirun", str(multirun.path)))
+        return {row["run"]: row["sweeps"] for row in rows}
+
+    planned = {point["run"] for point in files.read_json(multirun.sweep("renamed").plan)["points"]}
+    assert first.name in planned
+    assert listed() == {run.name: ["renamed"] if run.name in planned else ["single"] for run in multirun.all_runs()}
+    for content in ("{", "[]", "{}", '{"points": 3}', '{"points": [3, {}, {"run": []}]}'):
+        multirun.sweep("renamed").plan.write_text(content)
+        assert [sweeps for sweeps in listed().values() if sweeps] == [["single"]]
+    shutil.rmtree(multirun.sweeps)
+    assert [sweeps for sweeps in listed().values() if sweeps] == [["single"]]
+
+
 def test_status_of_everything(here: Callable[..., Done]) -> None:
     done, found = here("status"), as_json(here("status", "--json"))
     assert found["counts"] == {"done": 3, "failed": 1, "planned": 1}
