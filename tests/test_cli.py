@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from commands import CHECKOUT, Done, Place, request
 from sweep_folders import Made
 
@@ -564,3 +565,16 @@ def test_every_command_says_what_it_does(skipsweep: Callable[..., Done]) -> None
     for name in ("list", "status", "compare", "plan", "sync", "data"):
         assert name in told
     assert "Read every shard" in skipsweep("data", "--help").out
+
+
+def parameters(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every argument and option of a command and its subcommands, with the command's name."""
+    yield from ((name, parameter) for parameter in command.params if "completion" not in str(parameter.name))
+    for inner in getattr(command, "commands", {}).values():
+        yield from parameters(inner, f"{name} {inner.name}")
+
+
+def test_every_argument_and_option_says_what_it_is() -> None:
+    found = list(parameters(typer.main.get_command(cli.app), "skipsweep"))
+    assert len(found) > 50
+    assert [f"{name} {one.name}" for name, one in found if not (one.help or "").endswith((".", "..."))] == []
