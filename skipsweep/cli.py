@@ -1,9 +1,10 @@
-"""The `skipsweep` command: everything around the runs. `python launch.py` starts them."""
+"""Follow, compare and manage the runs that `python launch.py` starts."""
 
 import errno
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,28 +12,40 @@ from typing import Annotated, Any
 import typer
 
 from skipsweep import progress, provenance
-from skipsweep.config import Paths
+from skipsweep.config import Paths, Text
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, names_a_folder
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-data_app = typer.Typer(help="Corpora: tokenise, download, list, check.", no_args_is_help=True)
+data_app = typer.Typer(help="Tokenise, download, list and check corpora.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-import_app = typer.Typer(help="Logs of other programs, as runs that reports can read.", no_args_is_help=True)
+import_app = typer.Typer(help="Import the logs of other programs as runs that reports can read.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 
 DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What a disk refuses, which no other input mends."""
 
+MULTIRUN = "multirun"
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Folder = Annotated[str, typer.Option("--multirun", help="Folder of runs and sweeps; relative to the checkout.")]
+Folder = Annotated[str, typer.Option("--multirun", help="Folder of runs and sweeps, relative to the checkout.")]
+Run = Annotated[str, typer.Argument(help="A run: its name, its id, or the beginning of either.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="As for launch.py: experiment=demo, skip_layers=none,2 ...")
 ]
 
+ConfigDir = Annotated[
+    str | None,
+    typer.Option("--config-dir", "-cd", help="A folder of your own that is searched beside conf/, as in launch.py."),
+]
 
-def _multirun(folder: str) -> Multirun:
-    return Multirun((provenance.CHECKOUT / Path(folder).expanduser()).resolve())
+
+def _multirun(folder: str, is_new: bool = False) -> Multirun:
+    """Raises UserError for a folder that is not there, unless it `is_new`, or the default one of a fresh checkout."""
+    path = (provenance.CHECKOUT / Path(folder).expanduser()).resolve()
+    if not (is_new or folder == MULTIRUN or path.is_dir()):
+        raise UserError(f"--multirun {folder}: no folder {path}; a relative one starts at the checkout")
+    return Multirun(path)
 
 
 def _print_json(value: Any) -> None:
@@ -40,26 +53,29 @@ def _print_json(value: Any) -> None:
 
 
 @app.command("list")
-def list_runs(as_json: Json = False, multirun: Folder = "multirun") -> None:
-    """All runs: state, final losses, cost."""
+def list_runs(as_json: Json = False, multirun: Folder = MULTIRUN) -> None:
+    """List all runs with their state, final loss, steps, time and sweeps."""
     from skipsweep.analyze import listing
 
-    rows = listing.runs(_multirun(multirun))
+    folder = _multirun(multirun)
+    rows = listing.runs(folder)
     if as_json:
         return _print_json([asdict(row) for row in rows])
     from skipsweep.sweep import show
 
-    show.listing(rows)
+    show.listing(rows, folder.path)
 
 
 @app.command()
 def status(
-    sweep: Annotated[str | None, typer.Argument(help="Name of a sweep; without one: all runs, and the sweeps.")] = None,
+    sweep: Annotated[
+        str | None, typer.Argument(help="A sweep; default: all runs, and the names of all sweeps.")
+    ] = None,
     as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until all have ended.")] = False,
-    multirun: Folder = "multirun",
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every few seconds until every run has ended.")] = False,
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """Where runs stand: submitted, running, done, failed with cause, stuck; a sweep's arms."""
+    """Show the state of each run, why it failed or is stuck, and a sweep's arms."""
     from skipsweep.analyze import listing
     from skipsweep.slurm import commands
 
@@ -73,7 +89,7 @@ def status(
             return _print_json(asdict(found))
         from skipsweep.sweep import show
 
-        show.status(found)
+        show.status(found, folder.path)
 
     if watch:
         commands.watch(look, show_it)
@@ -83,11 +99,14 @@ def status(
 
 @app.command()
 def cancel(
-    sweep: Annotated[str, typer.Argument(help="A sweep; or a run that was launched by itself.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep, or a run that was launched by itself.")],
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """Stop what a sweep alone waits for; runs that train save first. The same launch again continues them."""
+    """Cancel the runs that only this sweep needs.
+
+    Runs in training save a checkpoint first; repeat the launch to resume them.
+    """
     from skipsweep.slurm import cancel as cancelling
     from skipsweep.slurm import commands
 
@@ -100,20 +119,20 @@ def cancel(
 
 @app.command()
 def logs(
-    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines from the end of each file.")] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
-    multirun: Folder = "multirun",
+    run: Run,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines to show from the end of each file.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run has ended.")] = False,
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """What a run printed: its newest attempt, or its job where it never began."""
+    """Show the logs of a run's newest attempt, or of its job if no attempt began."""
     from skipsweep.slurm import commands
 
     commands.logs(_multirun(multirun), run, lines, follow)
 
 
 @app.command()
-def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun") -> None:
-    """Two runs: differing settings, losses at equal steps, learned lambdas. Names, ids or beginnings of them."""
+def compare(a: Run, b: Run, as_json: Json = False, multirun: Folder = MULTIRUN) -> None:
+    """Compare two runs: the settings that differ, losses at equal steps, and learned lambdas."""
     from skipsweep.analyze import run_diff
 
     folder = _multirun(multirun)
@@ -127,16 +146,21 @@ def compare(a: str, b: str, as_json: Json = False, multirun: Folder = "multirun"
 
 @app.command()
 def report(
-    sweeps: Annotated[list[str], typer.Argument(help="Sweeps; several are united, the first one's question holds.")],
+    sweeps: Annotated[
+        list[str],
+        typer.Argument(help="One or more sweeps; several are merged into one report under the first one's question."),
+    ],
     baseline: Annotated[
-        str | None, typer.Option(help="Arm that others are compared with; default: the plan's.")
+        str | None, typer.Option(help="The arm that all others are compared with; default: the plan's.")
     ] = None,
-    png: Annotated[bool, typer.Option("--png", help="Figures also as PNG (slower).")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: report/ in the sweep's own.")] = None,
+    png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG (slower).")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to; default: report/ in the sweep's folder.")
+    ] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """The answer, with its uncertainty: a page with figures and tables from what has finished so far."""
+    """Write a sweep's report: its answer with the uncertainty, figures and tables, from the runs finished so far."""
     from skipsweep.sweep import report as reporting
 
     folder = _multirun(multirun)
@@ -148,15 +172,23 @@ def report(
 
 @app.command()
 def power(
-    sweep: Annotated[str | None, typer.Argument(help="Its baseline's finished runs say how runs differ.")] = None,
-    sd: Annotated[float | None, typer.Option(help="Standard deviation of final losses instead, nats/token.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Per arm: what difference do so many detect?")] = None,
-    difference: Annotated[float | None, typer.Option(help="In nats/token: how many seeds detect it?")] = None,
-    arms: Annotated[int | None, typer.Option(help="The baseline among them; default: the sweep's, else 2.")] = None,
+    sweep: Annotated[
+        str | None, typer.Argument(help="Take the standard deviation from the finished runs of this sweep's baseline.")
+    ] = None,
+    sd: Annotated[
+        float | None, typer.Option(help="Standard deviation of final losses, in nats/token; instead of a sweep.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds per arm: print the difference that they can detect.")] = None,
+    difference: Annotated[
+        float | None, typer.Option(help="Difference in nats/token: print how many seeds detect it.")
+    ] = None,
+    arms: Annotated[
+        int | None, typer.Option(help="Number of arms, baseline included; default: the sweep's, else 2.")
+    ] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """How many seeds a difference takes: detected with 80 % power, at a level of 5 % over all arms."""
+    """How many seeds it takes to detect a difference (power 80 %, family-wise level 5 %)."""
     from skipsweep.sweep import report as reporting
 
     folder = _multirun(multirun)
@@ -168,17 +200,19 @@ def power(
 
 @app.command()
 def inspect(
-    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
+    run: Run,
     text: Annotated[
-        str | None, typer.Option("--text", help="Prompt; without one: the start of the validation split.")
+        str | None, typer.Option("--text", help="Prompt; default: the start of the validation split.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", help="Next tokens per position.")] = 5,
-    layers: Annotated[str | None, typer.Option("--layers", help="Layers to decode, e.g. 0,5,7; default: all.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the files; default: the run's inspect/.")] = None,
+    top: Annotated[int, typer.Option("--top", help="Number of next tokens to show per position.")] = 5,
+    layers: Annotated[str | None, typer.Option("--layers", help="Layers to decode, as in 0,5,7; default: all.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to; default: inspect/ in the run's folder.")
+    ] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """What a trained model does: next tokens by layer, lambdas, sizes, contributions; as table, JSON and pictures."""
+    """Look inside a trained model: next tokens by layer, lambdas, norms, contributions; tables, JSON and figures."""
     from skipsweep.inspection import command
 
     found, where = command.run(_multirun(multirun).find_run(run), text, top, layers, out)
@@ -191,20 +225,24 @@ def inspect(
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="A run: name, id or the beginning of one.")],
+    run: Run,
     text: Annotated[str, typer.Option("--text", help="The text to continue.")],
     tokens: Annotated[
-        int | None, typer.Option("--tokens", help="Most tokens to add; default: 200, or as many as fit.")
+        int | None, typer.Option("--tokens", help="Maximum number of tokens to add; default: 200, or as many as fit.")
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest token.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Draw from so many likeliest tokens; 0: from all.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, another text.")] = 0,
-    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="End where the model ends the document.")] = True,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Sampling temperature; 0 always takes the likeliest token.")
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="Sample from this many of the likeliest tokens; 0: from all.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="Stop where the model ends the document.")] = True,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """Continue a text with a trained model, token by token; blocks that gates close are left out."""
+    """Continue a text with a trained model; blocks whose gates are closed are skipped."""
     from skipsweep.generation import command
 
     asked, how = _multirun(multirun).find_run(run), command.Sampling(temperature, top_k, seed)
@@ -218,17 +256,18 @@ def generate(
 @app.command(context_settings={"ignore_unknown_options": True})
 def plan(
     overrides: Overrides = None,
+    config_dir: ConfigDir = None,
     as_json: Json = False,
     schedules: Annotated[
-        bool, typer.Option("--schedules", help="Draw learning rates, momentum and attention window over the steps.")
+        bool, typer.Option("--schedules", help="Also draw learning rate, momentum and attention window over the steps.")
     ] = False,
 ) -> None:
-    """What `python launch.py -m ...` would do, without doing it."""
+    """Show what `python launch.py -m ...` would do, without doing it."""
     from skipsweep.sweep import launch
     from skipsweep.sweep.entry import from_command_line
     from skipsweep.sweep.schedules import drawings
 
-    request = from_command_line(overrides or [])
+    request = from_command_line(overrides or [], own=config_dir)
     made = launch.make_plan(request)
     drawn = drawings(made) if schedules else []
     if as_json:
@@ -243,12 +282,14 @@ def plan(
 
 @app.command()
 def sync(
-    name: Annotated[str, typer.Argument(help="A sweep; or a run: name, id or the beginning of one.")],
+    name: Annotated[str, typer.Argument(help="A sweep, or a run (name, id, or the beginning of either).")],
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """Upload a sweep's finished runs to wandb, once each; or replay one run as its logger says, after wandb had
-    failed."""
+    """Upload the finished runs of a sweep to wandb, each once.
+
+    Given a run: replay it into wandb as its logger says, after wandb had failed.
+    """
     folder = _multirun(multirun)
     name = folder.name_of(name)
     if names_a_folder(name) and folder.sweep(name).plan.exists():
@@ -287,15 +328,15 @@ def _upload(multirun: Multirun, sweep: str, as_json: bool) -> None:
 
 @app.command()
 def dashboard(
-    sweep: Annotated[str, typer.Argument(help="Name of a sweep.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the specification as JSON; no login, no network.")
+        bool, typer.Option("--dry-run", help="Print the specification as JSON, without login or network.")
     ] = False,
-    entity: Annotated[str | None, typer.Option(help="wandb's team or user; default: the runs'.")] = None,
-    project: Annotated[str | None, typer.Option(help="wandb's project; default: the runs'.")] = None,
-    multirun: Folder = "multirun",
+    entity: Annotated[str | None, typer.Option(help="Team or user at wandb; default: that of the runs.")] = None,
+    project: Annotated[str | None, typer.Option(help="Project at wandb; default: that of the runs.")] = None,
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """Save a wandb workspace that compares a sweep's arms, orderings and numbers of sources; prints its address."""
+    """Save a wandb workspace that compares a sweep's arms, orderings and numbers of sources, and print its URL."""
     from skipsweep import dashboard as boards
 
     folder = _multirun(multirun)
@@ -314,10 +355,12 @@ def dashboard(
 
 @app.command()
 def board(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0: any free one.")] = 8765,
-    multirun: Folder = "multirun",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port, reachable from this machine only; 0: any free one.")
+    ] = 8765,
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """All reports in a browser: an index of the sweeps, and pages that are rebuilt while runs go on."""
+    """Serve all reports to a browser: an index of the sweeps, and pages that are rebuilt while runs go on."""
     from skipsweep.board.server import Server, serve
 
     folder = _multirun(multirun)
@@ -333,20 +376,25 @@ def board(
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-@data_app.command("prepare")
-def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
-    """Tokenise the corpus of a configuration (data=text data.path=...), or download what it reads of one from the hub
-    (data=fineweb10B schedule.steps=5550), unless it is there already."""
-    from skipsweep.data import corpus, prepare
+@data_app.command("prepare", context_settings={"ignore_unknown_options": True})
+def data_prepare(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Tokenise the corpus of a configuration, or download the part of it that its runs read.
+
+    Examples: data=text data.path=notes/, or data=fineweb10B schedule.steps=5550. What is there already is kept.
+    """
+    from skipsweep.data import corpus, documents, prepare
     from skipsweep.sweep.entry import from_command_line
 
-    request = from_command_line(overrides or [])
+    request = from_command_line(overrides or [], own=config_dir)
     config = request.composer(request.overrides)
     root = prepare.data_root(config.paths)
     with progress.counting("tokenising") as count:
         made = prepare.prepare(config.data, root, count)
     with progress.transferring(f"downloading {made.name}") as tell:
         prepare.fetch(config.data, root, config.schedule.steps, tell)
+    if isinstance(config.data, Text):
+        with suppress(UserError):  # a corpus named by its fingerprint outlives its text
+            typer.echo(documents.remark(config.data), err=True)
     found = corpus.summary(made)
     if as_json:
         return _print_json(found)
@@ -356,8 +404,13 @@ def data_prepare(overrides: Overrides = None, as_json: Json = False) -> None:
 
 
 @data_app.command("info")
-def data_info(as_json: Json = False, root: Annotated[str | None, typer.Option(help="Data root.")] = None) -> None:
-    """The corpora that are there, of those from the hub how much."""
+def data_info(
+    as_json: Json = False,
+    root: Annotated[
+        str | None, typer.Option(help="Folder of corpora; default: $SKIPSWEEP_DATA, else ~/.cache/skipsweep.")
+    ] = None,
+) -> None:
+    """List the prepared corpora, and how much of those from the hub has been downloaded."""
     from skipsweep.data import prepare
 
     found = prepare.info(prepare.data_root(Paths(data=root)))
@@ -369,8 +422,13 @@ def data_info(as_json: Json = False, root: Annotated[str | None, typer.Option(he
 
 
 @data_app.command("verify")
-def data_verify(as_json: Json = False, root: Annotated[str | None, typer.Option(help="Data root.")] = None) -> None:
-    """Read every shard that is there: header, size, token ids, hash. Exit status 1 if one is broken."""
+def data_verify(
+    as_json: Json = False,
+    root: Annotated[
+        str | None, typer.Option(help="Folder of corpora; default: $SKIPSWEEP_DATA, else ~/.cache/skipsweep.")
+    ] = None,
+) -> None:
+    """Read every shard and check its header, size, token ids and hash. Exit status 1 if one is broken."""
     from skipsweep.data import prepare
 
     found = prepare.verify_all(prepare.data_root(Paths(data=root)))
@@ -386,23 +444,27 @@ def data_verify(as_json: Json = False, root: Annotated[str | None, typer.Option(
 
 @import_app.callback()
 def import_group() -> None:
-    """Logs of other programs, as runs that reports can read."""
+    """Import the logs of other programs as runs that reports can read."""
 
 
 @import_app.command("speedrun-log")
 def import_speedrun_log(
-    paths: Annotated[list[Path], typer.Argument(help="Logs, or folders that hold *.txt and *.log.")],
-    sweep: Annotated[str, typer.Option(help="The sweep they form; importing more into it extends it.")],
-    arm: Annotated[str | None, typer.Option(help="Regular expression on the path: its group names the arm.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Arm that others are compared with; else the first.")] = None,
-    target: Annotated[float | None, typer.Option(help="Target loss, nats per token.")] = None,
+    paths: Annotated[list[Path], typer.Argument(help="Logs, or folders of *.txt and *.log files.")],
+    sweep: Annotated[str, typer.Option(help="The sweep to put them into; importing more into it extends it.")],
+    arm: Annotated[
+        str | None, typer.Option(help="Regular expression matched with the path; its group names the arm.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The arm that all others are compared with; default: the first.")
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="Target loss, in nats/token.")] = None,
     as_json: Json = False,
-    multirun: Folder = "multirun",
+    multirun: Folder = MULTIRUN,
 ) -> None:
-    """Text logs of modded-nanogpt, as finished runs of a sweep. Damaged lines are counted and named."""
+    """Import text logs of modded-nanogpt as finished runs of a sweep; damaged lines are counted and named."""
     from skipsweep.imports.write import import_logs
 
-    found = import_logs(_multirun(multirun), paths, sweep, arm, baseline, target)
+    found = import_logs(_multirun(multirun, is_new=True), paths, sweep, arm, baseline, target)
     if as_json:
         return _print_json(asdict(found))
     typer.echo(f"{len(found.runs)} run(s) from {found.files} file(s) in sweep {sweep}")

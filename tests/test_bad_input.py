@@ -159,6 +159,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "a sweep over folders": ("-m paths.multirun=a,b", "paths.multirun cannot be swept over"),
     "an empty range": ("-m seed=range(3,3)", "seed=range(3,3)"),
     "unknown experiment": ("experiment=dem", "experiment=dem: no such choice; did you mean demo?"),
+    "experiment elsewhere": ("experiment=dem", "; more of your own: -cd FOLDER adds FOLDER/experiment/NAME.yaml"),
 }
 
 BY_HYDRA = ("several values", "launcher's value", "no value", "unknown key", "unknown choice")
@@ -180,7 +181,7 @@ def test_names(name: str, place: Place, launch: Callable[..., Done]) -> None:
 
 ARMS: dict[str, tuple[str, str]] = {
     "no block": ("arms: {a: 5}", "sweep.arms.a: 5 is not a block of KEY: VALUE"),
-    "no blocks": ("arms: [a, b]", "conf/experiment/mine.yaml: "),
+    "no blocks": ("arms: [a, b]", "/experiment/mine.yaml: sweep.arms is a mapping: name: {key: value}"),
     "unknown key": ("arms: {a: {schedule.stepz: 5}}", "sweep.arms.a: schedule.stepz=5: no key stepz in schedule"),
     "impossible layer": ("arms: {a: {skip_layers: 9}}", "layer 9 is outside the trunk"),
     "an experiment in an arm": ("arms: {a: {experiment: demo}}", "experiment belongs to the whole sweep"),
@@ -210,6 +211,13 @@ def test_experiments(case: str, place: Place, launch: Callable[..., Done], tmp_p
     body = f"sweep: {text}" if text.startswith("{") else f"sweep:\n  {text}"
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{body}\n")
     check(place, launch(*place.arguments(f"--config-dir={tmp_path}", "experiment=mine"), whole=True), told)
+
+
+def test_a_file_of_ones_own_is_named_with_its_path(place: Place, launch: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("seed: 5\n")
+    done = launch(*place.arguments(f"--config-dir={tmp_path}", "experiment=mine"), whole=True)
+    check(place, done, f"error: {tmp_path}/experiment/mine.yaml: begins without the line `# @package _global_`")
 
 
 # --------------------------------------------------------------------------------------------------------- the data
@@ -247,6 +255,19 @@ def test_empty_text(place: Place, text: Callable[..., Done], tmp_path: Path) -> 
 def test_a_folder_without_texts(place: Place, text: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     check(place, text(f"data.path={tmp_path}/folder"), f"{tmp_path}/folder")
+
+
+def test_too_little_validates(place: Place, text: Callable[..., Done], tmp_path: Path) -> None:
+    """The launch says what it read when it tokenises, then what is wrong with it, once each."""
+    for name, words in (("a.txt", 20), ("b.txt", 500)):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).write_text("word " * words)
+    told = "data.val_tokens=640, data=text has 132 (validation is the end of a.txt, b.txt: 5.0% of the text); valid: at"
+    first = text(f"data.path={tmp_path}/folder", "data.val_tokens=640")
+    said, error = first.err.splitlines()
+    assert (first.status, told in error) == (2, True), error
+    assert said == f"data.path={tmp_path}/folder: 2 files read; validation is the end of a.txt, b.txt: 5.0% of the text"
+    check(place, text(f"data.path={tmp_path}/folder", "data.val_tokens=640"), told)
 
 
 def test_what_is_no_text(place: Place, text: Callable[..., Done], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import Done, Place, request
+import typer
+from commands import CHECKOUT, Done, Place, request
 from sweep_folders import Made
 
 from skipsweep import cli, files, lease, mirror
@@ -109,6 +110,27 @@ def test_list(place: Place, here: Callable[..., Done]) -> None:
     }
     failed = next(row for row in rows if row["state"] == "failed")
     assert row_of(done, failed["run"])[1:] == ["failed", "(nan)", "-", "-", "-", "which"]
+
+
+def test_list_takes_sweeps_from_their_plans(place: Place, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    """Not from what runs noted: a sweep may have been renamed or deleted since, a run trained anew for another."""
+    multirun = Multirun(shutil.copytree(place.runs, tmp_path / "runs"))
+    multirun.sweep("which").path.rename(multirun.sweep("renamed").path)
+    first = next(multirun.all_runs())
+    first.serves.unlink()
+
+    def listed() -> dict[str, list[str]]:
+        rows = as_json(skipsweep("list", "--json", "--multirun", str(multirun.path)))
+        return {row["run"]: row["sweeps"] for row in rows}
+
+    planned = {point["run"] for point in files.read_json(multirun.sweep("renamed").plan)["points"]}
+    assert first.name in planned
+    assert listed() == {run.name: ["renamed"] if run.name in planned else ["single"] for run in multirun.all_runs()}
+    for content in ("{", "[]", "{}", '{"points": 3}', '{"points": [3, {}, {"run": []}]}'):
+        multirun.sweep("renamed").plan.write_text(content)
+        assert [sweeps for sweeps in listed().values() if sweeps] == [["single"]]
+    shutil.rmtree(multirun.sweeps)
+    assert [sweeps for sweeps in listed().values() if sweeps] == [["single"]]
 
 
 def test_status_of_everything(here: Callable[..., Done]) -> None:
@@ -262,14 +284,29 @@ def append(path: Path, text: str) -> None:
 
 
 def test_an_empty_folder(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
-    folder = ("--multirun", str(tmp_path / "none"))
+    folder = ("--multirun", str(tmp_path))
     assert as_json(skipsweep("list", "--json", *folder)) == []
     assert as_json(skipsweep("status", "--json", *folder))["runs"] == []
-    assert skipsweep("list", *folder).out == "no runs yet\n"
-    assert skipsweep("status", *folder).out == "no runs yet\n"
+    assert skipsweep("list", *folder).out == f"no runs yet below {tmp_path}\n"
+    assert skipsweep("status", *folder).out == f"no runs yet below {tmp_path}\n"
     refused(skipsweep("status", "x", *folder), "there are: none yet")
     refused(skipsweep("compare", "a", "b", *folder), "no run a below")
-    assert not (tmp_path / "none").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["status"], ["status", "x"], ["board", "--port", "0"], ["report", "x"]])
+def test_a_folder_that_is_not_there(command: list[str], skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("none", "file"):
+        refused(skipsweep(*command, "--multirun", f"{tmp_path}/{name}"), f"no folder {tmp_path}/{name}; a relative one")
+    refused(skipsweep(*command, "--multirun", "elsewhere"), f"--multirun elsewhere: no folder {CHECKOUT}/elsewhere; ")
+
+
+def test_a_fresh_checkout_has_no_runs_yet(
+    skipsweep: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.provenance, "CHECKOUT", tmp_path)
+    assert skipsweep("list").out == f"no runs yet below {tmp_path}/multirun\n"
 
 
 def test_what_a_power_cut_and_a_file_manager_leave(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
@@ -398,6 +435,25 @@ def test_plan_takes_the_flag_of_launch(place: Place, skipsweep: Callable[..., Do
     assert plain == flagged
 
 
+@pytest.mark.parametrize("flag", [("-cd", "."), ("--config-dir", "."), ("--config-dir=.",)])
+def test_plan_and_data_prepare_take_a_folder_of_ones_own(
+    place: Place, skipsweep: Callable[..., Done], flag: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nsweep: {arms: {a: {skip_layers: 0}}}\n")
+    monkeypatch.chdir(tmp_path)
+    found = as_json(skipsweep("plan", "--json", *flag, *place.arguments("experiment=mine")))
+    same = as_json(skipsweep("plan", "--json", *place.arguments("skip_layers=0")))
+    assert [point["run"] for point in found["points"]] == [point["run"] for point in same["points"]]
+    assert as_json(skipsweep("data", "prepare", "--json", *place.arguments("experiment=mine"), *flag))
+    refused(skipsweep("plan", *place.arguments("experiment=mine")), "-cd FOLDER adds FOLDER/experiment/NAME.yaml")
+
+
+def test_a_folder_of_ones_own_that_is_not_there(skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    done = skipsweep("plan", "-cd", f"{tmp_path}/none")
+    refused(done, f"Additional config directory '{tmp_path}/none' not found")  # launch.py's words
+
+
 def test_plan_of_nonsense(place: Place, skipsweep: Callable[..., Done]) -> None:
     refused(skipsweep("plan", *place.arguments("skip_layers=7")), "layer 7 is outside the trunk of 3 layers")
     refused(skipsweep("plan", "colour=red"), "no key colour")
@@ -427,6 +483,21 @@ def test_data_prepare(root: Path, skipsweep: Callable[..., Done]) -> None:
     assert cells[2:4] == ["16", "5,001"]
     refused(skipsweep("data", "prepare", "data=text"), "data.path")
     refused(skipsweep("data", "prepare", "data=text", "data.path=/nowhere"), "/nowhere")
+
+
+def test_data_prepare_says_which_files_it_reads(root: Path, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for name in ("a.txt", "b.txt", "c.md"):
+        (notes / name).write_text("word " * (10 if name == "a.txt" else 1000))
+    said = f"data.path={notes}: 2 files read, 1 ignored (.md); validation is the end of a.txt, b.txt: 5.0% of the text"
+    for _ in range(2):  # tokenised now, or there already
+        done = skipsweep("data", "prepare", "data=text", f"data.path={notes}", "--json")
+        assert (done.status, done.err) == (0, f"{said}\n")
+        assert json.loads(done.out)["name"] == "text"
+    asked = "data=text", f"data.path={notes}", f"data.fingerprint={json.loads(done.out)['fingerprint']}"
+    shutil.rmtree(notes)
+    assert skipsweep("data", "prepare", *asked).err == ""  # the corpus outlives its text
 
 
 def test_data_info(root: Path, skipsweep: Callable[..., Done], tmp_path: Path) -> None:
@@ -494,3 +565,16 @@ def test_every_command_says_what_it_does(skipsweep: Callable[..., Done]) -> None
     for name in ("list", "status", "compare", "plan", "sync", "data"):
         assert name in told
     assert "Read every shard" in skipsweep("data", "--help").out
+
+
+def parameters(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every argument and option of a command and its subcommands, with the command's name."""
+    yield from ((name, parameter) for parameter in command.params if "completion" not in str(parameter.name))
+    for inner in getattr(command, "commands", {}).values():
+        yield from parameters(inner, f"{name} {inner.name}")
+
+
+def test_every_argument_and_option_says_what_it_is() -> None:
+    found = list(parameters(typer.main.get_command(cli.app), "skipsweep"))
+    assert len(found) > 50
+    assert [f"{name} {one.name}" for name, one in found if not (one.help or "").endswith((".", "..."))] == []

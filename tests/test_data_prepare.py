@@ -169,6 +169,18 @@ def test_fingerprint_changes_with_the_rules(texts, monkeypatch, module):
     assert fingerprint(text(texts)) != before
 
 
+def test_fingerprint_tells_tails_from_whole_documents(tmp_path, monkeypatch):
+    for name, size in (("a.txt", 100), ("b.txt", 900)):
+        (tmp_path / name).write_text("x" * size)
+    tails = fingerprint(text(tmp_path))
+    monkeypatch.setattr(documents, "VAL_MOST", 1)
+    assert fingerprint(text(tmp_path)) != tails
+
+
+def test_the_fingerprint_of_sotu_has_not_moved():
+    assert fingerprint(Sotu(tokenizer="bytes")) == "64d2058162869701"
+
+
 def test_hashes_are_remembered_until_a_file_changes(texts, root, monkeypatch):
     hashed = []
     digest = documents.digest

@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("board", "dashboard", "slurm.cancel", "slurm.settings", "sweep.relative", "upload"),
     ("sweep.request", "sweep.select", "sweep.grammar", "sweep.identity"),
     ("sweep.canonical", "sweep.hydra_schema", "sweep.ranking", "sweep.confound", "sweep.shorthand"),
-    ("sweep.compatibility",),
+    ("sweep.compatibility", "sweep.infile"),
     ("sweep.validate",),
     ("sweep.explain", "sweep.expand", "sweep.resolve"),
     ("sweep.question",),
@@ -297,6 +297,7 @@ assert not set({SLOW}) & set(sys.modules)
 def test_nothing_slow_is_loaded_in_earnest(tmp_path: Path) -> None:
     """What the libraries themselves import counts as well."""
     environment = {**os.environ, "SKIPSWEEP_DATA": str(tmp_path / "data")}
+    (tmp_path / "runs").mkdir()
     command = [sys.executable, "-W", "error", "-c", PLANNING, str(tmp_path / "runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.stderr == ""

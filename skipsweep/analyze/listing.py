@@ -1,13 +1,13 @@
-"""Many runs at a glance. Reads two small files per run: a thousand runs in well under a second."""
+"""Many runs at a glance. Reads three small files per run, and every plan: a thousand runs in well under a second."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from skipsweep import sweep_file
 from skipsweep.analyze import arms, documents
 from skipsweep.analyze.documents import observed
-from skipsweep.rundir import Multirun, RunDir
+from skipsweep.rundir import SINGLE, Multirun, RunDir
 from skipsweep.status import Observation
 
 
@@ -23,6 +23,7 @@ class Row:
     steps: int | None
     train_time_s: float | None
     sweeps: list[str]
+    """`single` among them for a run that was launched by itself."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,23 @@ class Status:
 
 def runs(multirun: Multirun) -> list[Row]:
     """Every run, by name."""
-    return [_row(run) for run in multirun.all_runs()]
+    sweeps = _sweeps(multirun)
+    return [_row(run, sweeps[run.name]) for run in multirun.all_runs()]
 
 
-def _row(run: RunDir) -> Row:
+def _sweeps(multirun: Multirun) -> dict[str, list[str]]:
+    """Run -> the sweeps whose plans name it: what a run noted itself may be of a sweep that was renamed or deleted, or
+    be lost with its folder. A plan that is damaged names none."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for sweep in multirun.all_sweeps():
+        points = documents.document(sweep.plan).get("points")
+        named = (point.get("run") for point in points if isinstance(point, dict)) if isinstance(points, list) else ()
+        for run in {name for name in named if isinstance(name, str)}:
+            found[run].append(sweep.name)
+    return found
+
+
+def _row(run: RunDir, sweeps: list[str]) -> Row:
     seen, damaged = observed(run), []
     result: dict[str, Any] = (documents.result(run, damaged) if seen.state == "done" else None) or {}
     return Row(
@@ -54,7 +68,7 @@ def _row(run: RunDir) -> Row:
         val_loss=result.get("val_loss"),
         steps=result.get("steps"),
         train_time_s=result.get("train_time_s"),
-        sweeps=sorted(run.read_serves()),
+        sweeps=sorted([*sweeps, SINGLE] if SINGLE in run.read_serves() else sweeps),
     )
 
 

@@ -46,7 +46,7 @@ class Text(Data):
 
     name: str = "text"
     path: str = location()
-    """File, glob (`notes/**/*.md`) or folder (all its .txt files)."""
+    """File, glob (`notes/**/*.md`) or folder (all its .txt files); a relative one starts at the working directory."""
 
 
 @dataclass

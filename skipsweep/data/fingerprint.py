@@ -51,7 +51,8 @@ def _texts(cfg: Data, root: Path | None) -> list[Any]:
     tokenizer.vocab_size(cfg.tokenizer)
     paths = documents.find(cfg)
     content = documents.digest(paths) if root is None else _remembered_digest(paths, root)
-    return ["texts", documents.SPLIT_RULE, tokenizer.identity(cfg.tokenizer), content]
+    tails = ["tails"] if documents.gives_tails(paths) else []
+    return ["texts", documents.SPLIT_RULE, tokenizer.identity(cfg.tokenizer), content, *tails]
 
 
 def _remembered_digest(paths: list[Path], root: Path) -> str:

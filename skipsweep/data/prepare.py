@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from skipsweep.config import Data, HubShards, Paths, Text
-from skipsweep.data import batches, corpus, pretokenised
+from skipsweep.data import batches, corpus, documents, pretokenised
 from skipsweep.data.build import Progress, build
 from skipsweep.data.corpus import Corpus, Shard, Split, folder_of, open_corpus, read_meta
 from skipsweep.data.fingerprint import LENGTH, fingerprint
@@ -27,13 +29,16 @@ def data_root(paths: Paths) -> Path:
     return Path.home() / ".cache" / "skipsweep"
 
 
-def prepare(cfg: Data, root: Path, progress: Progress | None = None) -> Corpus:
+def prepare(
+    cfg: Data, root: Path, progress: Progress | None = None, tell: Callable[[str], None] | None = None
+) -> Corpus:
     """The corpus of `cfg` below `root`, tokenised now unless it is there; of one from the hub, its listing.
 
-    Raises DataError for texts that cannot be used, a root that cannot be written to, a hub that cannot be asked, and a
-    `cfg.fingerprint` or `cfg.vocab_size` that differs from what is found.
+    `tell` is called with the remark on a text of one's own that has just been tokenised. Raises DataError for texts
+    that cannot be used, a root that cannot be written to, a hub that cannot be asked, and a `cfg.fingerprint` or
+    `cfg.vocab_size` that differs from what is found.
     """
-    made = pretokenised.known(cfg, root) if isinstance(cfg, HubShards) else _tokenised(cfg, root, progress)
+    made = pretokenised.known(cfg, root) if isinstance(cfg, HubShards) else _tokenised(cfg, root, progress, tell)
     _check_same(cfg, made.fingerprint)
     if cfg.vocab_size not in (0, made.vocab_size):
         raise DataError(f"data.vocab_size={cfg.vocab_size}, but data={cfg.name} has {made.vocab_size} token ids")
@@ -43,11 +48,11 @@ def prepare(cfg: Data, root: Path, progress: Progress | None = None) -> Corpus:
 def resolve(cfg: Data, root: Path, progress: Progress | None = None) -> Data:
     """A copy of `cfg` in canonical form, with fingerprint and vocabulary filled in, for planning.
 
-    Prepares the corpus where necessary and verifies its shards once; shards from the hub are neither downloaded nor
-    looked at (`fetch`). Raises DataError as `prepare`, and for a shard that is not sound. How many epochs a run takes
-    is `check_enough`'s answer.
+    Prepares the corpus where necessary (with its remark, on standard error) and verifies its shards once; shards from
+    the hub are neither downloaded nor looked at (`fetch`). Raises DataError as `prepare`, and for a shard that is not
+    sound. How many epochs a run takes is `check_enough`'s answer.
     """
-    made = prepare(cfg, root, progress)
+    made = prepare(cfg, root, progress, lambda remark: print(remark, file=sys.stderr, flush=True))
     if made.origin is None:
         corpus.verify(made)
     known: dict[str, Any] = {"fingerprint": made.fingerprint, "vocab_size": made.vocab_size}
@@ -149,7 +154,7 @@ def verify_all(root: Path, cfg: Data | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def _tokenised(cfg: Data, root: Path, progress: Progress | None) -> Corpus:
+def _tokenised(cfg: Data, root: Path, progress: Progress | None, tell: Callable[[str], None] | None) -> Corpus:
     if cfg.fingerprint and folder_of(root, cfg.name, cfg.fingerprint).is_dir():
         return read_meta(folder_of(root, cfg.name, cfg.fingerprint))  # its text may have changed since, or gone
     found = fingerprint(cfg, root)
@@ -157,6 +162,8 @@ def _tokenised(cfg: Data, root: Path, progress: Progress | None) -> Corpus:
     folder = folder_of(root, cfg.name, found)
     if not folder.is_dir():
         build(cfg, found, root, progress)
+        if tell is not None and isinstance(cfg, Text):
+            tell(documents.remark(cfg))
     return read_meta(folder)
 
 
@@ -191,7 +198,11 @@ def _check_validation(cfg: Data, made: Corpus) -> None:
     if cfg.val_tokens > have:
         key = "val_seq_len" if cfg.val_seq_len else "seq_len"
         valid = f"at most {have}" if have else f"none with data.{key}={length}, which is longer than the split"
-        raise DataError(f"data.val_tokens={cfg.val_tokens}, data={cfg.name} has {made.val.tokens}; valid: {valid}")
+        why = ""
+        if isinstance(cfg, Text):
+            with suppress(DataError):  # the text may have gone since it was tokenised
+                why = f" ({documents.validation(cfg)})"
+        raise DataError(f"data.val_tokens={cfg.val_tokens}, data={cfg.name} has {made.val.tokens}{why}; valid: {valid}")
 
 
 def _folder(cfg: Data, root: Path) -> Path:

@@ -9,6 +9,10 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra import main as hydra_main
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -129,8 +133,8 @@ def request_from_hydra() -> LaunchRequest:
     return _request(hydra._get_root(), GlobalHydra.instance().config_loader(), command, multirun)
 
 
-def from_command_line(arguments: Sequence[str], config_dir: Path = CONF) -> LaunchRequest:
-    """What `python launch.py ARGUMENTS` would ask for; `-m` may be left out. Raises UserError."""
+def from_command_line(arguments: Sequence[str], config_dir: Path = CONF, own: str | None = None) -> LaunchRequest:
+    """What `python launch.py ARGUMENTS` would ask for, with `-cd OWN`; `-m` may be left out. Raises UserError."""
     with explained():
         hydra_schema.register_schema()
         hydra_schema.register_plugins()
@@ -138,10 +142,20 @@ def from_command_line(arguments: Sequence[str], config_dir: Path = CONF) -> Laun
         swept = [grammar.is_sweep(grammar.parse(text)) for text in overrides]
         check_arguments(overrides)
         with initialize_config_dir(str(config_dir), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
+            loader = GlobalHydra.instance().config_loader() if own is None else _loader(config_dir, own)
             master = loader.load_configuration(CONFIG_NAME, overrides, RunMode.MULTIRUN)
-        command = ["launch.py", *arguments]
+        command = ["launch.py", *(["-cd", own] if own is not None else []), *arguments]
         return _request(master, loader, command, any(swept) or len(overrides) < len(arguments))
+
+
+def _loader(config_dir: Path, own: str) -> ConfigLoader:
+    """What Hydra's main function makes of `-cd OWN`."""
+    folder = os.path.abspath(own)
+    if not os.path.isdir(folder):
+        raise UserError(f"Additional config directory '{folder}' not found")
+    path = create_config_search_path(str(config_dir))
+    path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(path)
 
 
 def _request(master: DictConfig, loader: Any, command: list[str], multirun: bool) -> LaunchRequest:

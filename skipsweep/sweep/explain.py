@@ -1,10 +1,11 @@
 """What Hydra, OmegaConf and YAML complain about, in one line: what, where, and what would be valid."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from traceback import walk_tb
 
 import yaml
@@ -12,15 +13,17 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from skipsweep.config import Config, SkipLayers, choices
+from skipsweep.config import Config, choices
 from skipsweep.errors import UserError
-from skipsweep.sweep import grammar, shorthand
+from skipsweep.sweep import grammar, infile, shorthand
 from skipsweep.sweep.grammar import Options
 from skipsweep.sweep.hydra_schema import ROOT, union_groups
 from skipsweep.sweep.request import LAUNCHERS
 
 _OVERRIDE = re.compile(r"Error merging override (.+)|To append to your (?:config|default list) use \+(.+)")
 _FILE = re.compile(r"^In '(.+?)':")
+_UNDER_A_GROUP = re.compile(r"Could not find '\w+/([\w/]+)/(\w+)'")
+_NOT_IN_DEFAULTS = re.compile(r"Could not override '(?:experiment/)?([\w/]+)(?:@\w+)?'")
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'")
 _NOISE = re.compile(r"^(See https?://.*|\s*(full_key|object_type|reference_type)[:=].*)$")
 
@@ -90,11 +93,19 @@ def _also(group: str) -> str:
 def _missing(error: MissingConfigException) -> str:
     path = error.missing_cfg_file or "?"
     group, _, name = path.rpartition("/")
+    where = _file(str(error), infile.folders([error]))
     if not error.options:
-        return _flat(str(error).partition("Config search path")[0]) or f"no configuration file {path}"
+        told = _FILE.sub("", _flat(str(error).partition("Config search path")[0])).strip()
+        relative = _UNDER_A_GROUP.fullmatch(told.rstrip("."))
+        return where + (told or f"no configuration file {path}") + (_as_default(*relative.groups()) if relative else "")
     also = f", or {shorthand.FORMS}" if group == shorthand.GROUP else ""
+    also += "; more of your own: -cd FOLDER adds FOLDER/experiment/NAME.yaml" if group == "experiment" else ""
     options = list(LAUNCHERS) if group == "hydra/launcher" else error.options
-    return f"{_file(str(error))}{group}={name}: no such choice{suggest(name, options)}{also}"
+    return f"{where}{group}={name}: no such choice{suggest(name, options)}{also}"
+
+
+def _as_default(group: str, choice: str = "CHOICE") -> str:
+    return f"; a choice of a group is made by `- override /{group}: {choice}`"
 
 
 def _unreadable(error: OverrideParseException) -> str:
@@ -110,14 +121,20 @@ def _composition(error: Exception) -> str:
     if several:
         return f"{several[1]} stands for several values: add -m to run them all, or write KEY=[A,B] for one list"
     chain = list(_chain(error))
-    where = "".join(dict.fromkeys(w for w in map(_where, map(str, chain)) if w))
+    folders = infile.folders(chain)
+    where = "".join(dict.fromkeys(w for e in chain if (w := _where(str(e), folders))))
+    file = next(filter(None, (_FILE.match(str(e)) for e in chain)), None)
+    said = infile.hint(infile.path_of(file[1], folders), folders) if file else None
+    if said:
+        return where + said
     inner = next((e for e in chain if isinstance(e, OmegaConfBaseException)), error)
     schema = getattr(inner, "object_type", None)
     if isinstance(inner, ConfigKeyError | ConfigAttributeError) and isinstance(schema, type) and is_dataclass(schema):
         return where + _unknown_key(inner.full_key or "", schema)
     told = _FILE.sub("", _flat(str(inner) or str(error))).strip()
-    if SkipLayers.__name__ in told:
-        told += f"; in a file write {shorthand.GROUP}: {{layers: ...}}"
+    if absent := _NOT_IN_DEFAULTS.search(told):
+        groups = infile.groups(folders)
+        told = told.rstrip(".") + (_as_default(absent[1]) if absent[1] in groups else suggest(absent[1], groups))
     key = getattr(inner, "full_key", None)
     return where + (f"{key}: " if key and key not in where else "") + told
 
@@ -128,16 +145,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _where(message: str) -> str:
+def _where(message: str, folders: Sequence[Path]) -> str:
     override = _OVERRIDE.search(message)
-    return f"{override[1] or override[2]}: " if override else _file(message)
+    return f"{override[1] or override[2]}: " if override else _file(message, folders)
 
 
-def _file(message: str) -> str:
+def _file(message: str, folders: Sequence[Path]) -> str:
     """The file at fault; the main one, and a schema, go without saying."""
     match = _FILE.match(message)
     file = match[1] if match else ""
-    return "" if file in ("", "config", "hydra/config") or file.startswith(f"{ROOT}.") else f"conf/{file}.yaml: "
+    is_ours = file in ("", "config", "hydra/config") or file.startswith(f"{ROOT}.")
+    return "" if is_ours else f"{infile.shown(infile.path_of(file, folders))}: "
 
 
 def _unknown_key(path: str, cls: type) -> str:
@@ -174,4 +192,5 @@ def _refused_by_hydra(error: ValueError) -> str | None:
     if not module.startswith("hydra."):
         return None
     file = frame.f_locals.get("config_path") if module.endswith(".config_repository") else None
-    return (f"conf/{file}.yaml: " if file else "") + _flat(str(error))
+    path = infile.path_of(file, infile.folders([error])) if file else None
+    return (f"{infile.shown(path)}: " if path else "") + _flat(str(error))

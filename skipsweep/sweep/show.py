@@ -323,10 +323,10 @@ def _lambdas_by_layer(by_layer: Mapping[int, Mapping[str, float]]) -> Table:
 # ------------------------------------------------------------------------------------------------ the skipsweep command
 
 
-def listing(rows: Sequence[Row]) -> None:
-    """All runs. Plain columns: laying out a table of a thousand rows takes rich a second."""
+def listing(rows: Sequence[Row], where: Path) -> None:
+    """All runs below `where`. Plain columns: laying out a table of a thousand rows takes rich a second."""
     if not rows:
-        print("no runs yet")
+        print(f"no runs yet below {where}")
         return
     cells = [("run", "state", "val loss", "steps", "time", "sweeps")]
     for row in rows:
@@ -341,11 +341,12 @@ def listing(rows: Sequence[Row]) -> None:
         print("  ".join([name, state_, *figures, sweeps]).rstrip())
 
 
-def status(found: Status) -> None:
-    """Counts, what is not finished, and a sweep's arms."""
+def status(found: Status, where: Path) -> None:
+    """Of what is below `where`: counts, what is not finished, and a sweep's arms."""
     if found.sweep:
         headline(found.sweep, found.question)
-    console.print(", ".join(f"{n} {s}" for s, n in found.counts.items()) or "no runs yet")
+    counts = ", ".join(f"{n} {s}" for s, n in found.counts.items())
+    console.print(counts or f"no runs yet below {where}", soft_wrap=True)
     open_ = [one for one in found.runs if one.state != "done"]
     if open_:
         console.print(runs(open_[:MAX_OPEN]))
