@@ -87,12 +87,7 @@ class Add(_Skip):
 
     def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
         """What is summed, in the order of the learned scalars."""
-        last, *skips = self.normed(x, outputs, ctx)
-        return [last, *(self.term(source, h) for source, h in zip(self.sources, skips, strict=True))]
-
-    def term(self, source: int | str, h: Tensor) -> Tensor:
-        """What a normed source (B, T, D) becomes before its scalar."""
-        return h
+        return self.normed(x, outputs, ctx)
 
 
 class AddRenorm(Add):
@@ -114,8 +109,9 @@ class AddUnnormed(Add):
 class AddDetached(Add):
     """`Add`, but layers learn through x alone (multi-output article, "detached")."""
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
-        return h.detach()
+    def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        last, *skips = super().terms(x, outputs, ctx)
+        return [last, *(h.detach() for h in skips)]
 
 
 class AddFixedX(Add):
@@ -126,22 +122,35 @@ class AddFixedX(Add):
         return self.sum(self.terms(x, outputs, ctx), [one, *ctx.scalars(self.lambdas).values()])
 
 
-class AddRelu(Add):
-    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (multi-output article)."""
+class _AddChanged(Add):
+    """norm(x) * x_lambda + sum_k norm(f(h_k)) * skip_lambda_k."""
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
+    def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        each = zip(self.sources, self.plain(x, outputs, ctx), strict=True)
+        return [norm(x, self.eps), *(norm(self.changed(source, h), self.eps) for source, h in each)]
+
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
+        """f of a source (B, T, D): a layer as it is, or a normed embedding."""
+        raise NotImplementedError
+
+
+class AddRelu(_AddChanged):
+    """norm(x) * x_lambda + sum_k norm(relu(h_k)) * skip_lambda_k (multi-output article)."""
+
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
         return F.relu(h)
 
 
-class AddTanh(Add):
-    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (multi-output article)."""
+class AddTanh(_AddChanged):
+    """norm(x) * x_lambda + sum_k norm(tanh(h_k)) * skip_lambda_k (multi-output article): of a long h_k, little more
+    than signs are left."""
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
         return h.tanh()
 
 
-class AddReluLinear(Add):
-    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k (multi-output article).
+class AddReluLinear(_AddChanged):
+    """norm(x) * x_lambda + sum_k norm(W_k relu(h_k)) * skip_lambda_k (multi-output article).
 
     The sign of a scalar says nothing here: it and W_k can both turn round.
     """
@@ -150,7 +159,7 @@ class AddReluLinear(Add):
         super().__init__(recipe, dtype)
         self.linear = _parameters("linear", recipe, dtype)
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
         return F.linear(F.relu(h), self.linear[str(source)])
 
 
