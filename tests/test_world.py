@@ -106,12 +106,13 @@ def test_two_processes_train_what_one_does(tmp_path: Path, data_root: Path) -> N
 
 
 def test_two_processes_control_gates_as_one_does(tmp_path: Path, data_root: Path) -> None:
-    """The same statistics and coefficients in every row, whoever computed which micro-batch; variances in the loss are
-    those of a micro-batch, which is why both have micro-batches of two sequences."""
+    """The same statistics and coefficients in every row, whoever computed which micro-batch, and how large ones: 8
+    sequences at once, or 4 in each of two processes. One process alone: test_control.py."""
     gates = Listed(init="normal", attention="keys", floor=1e-6, means=[0.9, 0.4])
-    changes = {"gate_targets": gates, "control": Proportional(gamma=1.0, delta=0.01), "micro_batch": 2}
+    changes = {"gate_targets": gates, "control": Proportional(gamma=1.0, delta=0.01, sequences=2)}
     one, two = (double(tmp_path / str(n), data_root, processes=n, **changes) for n in (1, 2))
     runs = [frozen(replace(config, model=replace(config.model, layers=4))) for config in (one, two)]
+    assert runs[0].name == runs[1].name
     assert job.execute(runs[0], Quiet()) == Exit.DONE
     assert together(runs[1]) == Exit.DONE, log(runs[1])
     assert_same_numbers(*runs)
