@@ -15,6 +15,7 @@ from skipsweep.model.readout_specs import (
     EXTRA,
     INPUT,
     LAST,
+    gains,
     has_embedding,
     head_inputs,
     matrices,
@@ -233,9 +234,13 @@ class LastMLP(nn.Module):
 
 
 def _parameters(group: str, recipe: Recipe, dtype: torch.dtype) -> nn.ParameterDict:
-    """Source -> matrix, for the matrices `GROUP.SOURCE` of the recipe's readout."""
-    shapes = {name.split(".")[1]: shape for name, shape in matrices(recipe).items() if name.startswith(f"{group}.")}
-    return nn.ParameterDict({name: nn.Parameter(torch.empty(shape, dtype=dtype)) for name, shape in shapes.items()})
+    """Source -> matrix, or vector in float32 at least, for the parameters `GROUP.SOURCE` of the recipe's readout."""
+    wide = torch.promote_types(dtype, torch.float32)
+    found = {}
+    for name, shape in (matrices(recipe) | gains(recipe)).items():
+        if name.startswith(f"{group}."):
+            found[name.split(".")[1]] = nn.Parameter(torch.empty(shape, dtype=dtype if len(shape) == 2 else wide))
+    return nn.ParameterDict(found)
 
 
 READOUTS = {
