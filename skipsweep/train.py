@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipsweep.config import RunConfig
+from skipsweep.config import RunConfig, micro_batch_tokens
 from skipsweep.data.prefetch import Reader
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
@@ -32,8 +32,6 @@ from skipsweep.optim.schedule import lr_factor
 
 VALIDATIONS = 10
 """Validations per run when `record.val_every` is 0, not counting the one at step 0."""
-GPU_MICRO_BATCH = 65_536
-"""Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
 LOOK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps between two looks at what the device knows (is all finite? is any rank told to stop?): a GPU has to be waited
@@ -177,10 +175,8 @@ class Trainer:
 
     def _micro_batch(self, seq_len: int) -> int:
         """Sequences of `seq_len` tokens in a forward pass: as many tokens as a micro-batch of training has."""
-        data, asked = self.config.data, self.config.compute.micro_batch
-        tokens = asked * data.seq_len or data.batch_tokens // self.world.size
-        if not asked and self.world.device.type == "cuda":
-            tokens = min(tokens, GPU_MICRO_BATCH)
+        asked, world = self.config.compute.micro_batch, self.world
+        tokens = micro_batch_tokens(self.config.data, asked, world.size, world.device.type)
         return max(tokens // seq_len, 1)
 
     @property

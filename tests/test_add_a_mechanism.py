@@ -6,10 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+
+from skipsweep.config import AdamW
+from skipsweep.model.init import ROLES
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "add-a-mechanism.md").read_text()
@@ -86,6 +89,12 @@ def test_it_is_short_and_leaves_the_trunk_alone() -> None:
     assert [lines, of_tests] == [int(number) for number in told.groups()]
     assert lines <= MOST_LINES
     assert not TRUNK & {hunk.path for hunk in HUNKS}
+
+
+def test_it_names_every_role_and_its_rate() -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \|.*`(\w+)`(?:, weight decay)? \|$", GUIDE, re.MULTILINE))
+    rates = {f.name.removesuffix("lr").strip("_") or "matrix": f.name for f in fields(AdamW) if f.name.endswith("lr")}
+    assert told == {role: rates[role] for role in ROLES}
 
 
 def test_it_runs(copy: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sweep_folders import Made
 
-from skipsweep.config import RunConfig, recipe_of
+from skipsweep.config import InUnits, RunConfig, recipe_of
 from skipsweep.data.batches import Batches
 from skipsweep.distributed import World
 from skipsweep.errors import UserError
@@ -102,7 +102,9 @@ def shrunk(run: RunConfig) -> RunConfig:
     sizes = {"seq_len": TOKENS, "val_seq_len": 0, "batch_tokens": 8 * TOKENS, "val_tokens": 8 * TOKENS}
     data = replace(run.data, epochs=1, **sizes)
     schedule = replace(run.schedule, steps=STEPS, warmup_steps=0)
-    return replace(run, model=model, data=data, schedule=schedule, compute=replace(run.compute, micro_batch=0))
+    control = replace(run.control, sequences=2) if isinstance(run.control, InUnits) else run.control
+    compute = replace(run.compute, micro_batch=0)
+    return replace(run, model=model, data=data, schedule=schedule, control=control, compute=compute)
 
 
 def check_trains(run: RunConfig, device: str = "cpu") -> None:

@@ -258,6 +258,17 @@ REFUSED = {
     ("gate_targets=linear", "gate_targets.start=.2"): r"start=0\.2 and gate_targets\.end=0\.5: an inner pair is never",
     ("gate_targets=linear", "gate_targets.init=zero"): r"init=zero gives gates no gradient, so control=proportional ",
     ("gate_targets=linear", "control=sparsity_variance_l2", "control.alpha=-1"): r"alpha=-1\.0 must not be negative",
+    ("gate_targets=linear", "control.sequences=0"): r"control\.sequences=0 must be above 0",
+    ("gate_targets=linear", "control.sequences=3", "data.seq_len=64", "data.batch_tokens=512"): (
+        r"control\.sequences=3: .* multiples of 8 sequences \(compute.micro_batch=0, .* is 8\); valid: 1, 2, 4, 8$"
+    ),
+    (
+        "gate_targets=linear",
+        "control.sequences=4",
+        "data.seq_len=64",
+        "data.batch_tokens=512",
+        "compute.micro_batch=2",
+    ): r"multiples of 2 .*; valid: 1, 2, or compute\.micro_batch=4$",
     (
         "gate_targets=linear",
         "control=proportional_derivative",
@@ -308,6 +319,57 @@ def trainer(data_root: Path, **changes: Any) -> Trainer:
     config.model = replace(MODEL, layers=4, dtype="float64")
     run = canonical_form(config, prepare.resolve(config.data, data_root))
     return Trainer(run, Batches(run.data, data_root), World())
+
+
+WITH_UNITS = {
+    "proportional": c.Proportional(gamma=1.0, delta=0.01, sequences=2),
+    "sparsity_variance": c.SparsityVariance(alpha=0.3, beta=-0.3, sequences=2),
+    "sparsity_variance_l2": c.SparsityVarianceL2(alpha=0.3, beta=0.3, sequences=2),
+    "squared": c.SparsityVarianceL2(alpha=0.3, beta=0.3, squared=True, sequences=2),
+}
+
+
+@pytest.mark.parametrize("name", WITH_UNITS)
+def test_micro_batches_of_whole_units_change_no_number(name: str, data_root: Path) -> None:
+    """8 sequences at once, 4, or a unit of 2. Another unit gives other numbers, and another id."""
+    control: Any = WITH_UNITS[name]
+
+    def trained(micro_batch: int, unit: int = 2) -> tuple[str, list[float]]:
+        compute = c.Compute(micro_batch=micro_batch, threads=1)
+        made = trainer(data_root, control=replace(control, sequences=unit), compute=compute)
+        losses = [x for row in made.run() for x in (row.val_loss, row.train_loss, row.control_loss) if x is not None]
+        return identity.run_id(c.recipe_of(made.config)), [float(x) for x in [*losses, *made.gates().values()]]
+
+    id_, found = trained(8)
+    for micro_batch in (4, 2):
+        assert trained(micro_batch) == (id_, pytest.approx(found, rel=1e-9, abs=1e-10))
+    other_id, others = trained(8, unit=8)
+    assert other_id != id_
+    assert max(abs(a - b) for a, b in zip(found, others, strict=True)) > 1e-6
+
+
+def test_the_unit_is_the_machines_micro_batch_unless_it_is_said(shipped: Shipped) -> None:
+    """Frozen when planning, and so in the id; where nothing depends on it there is none."""
+    gates = ["model.layers=4", "gate_targets=linear", "data.batch_tokens=1024", "data.seq_len=64"]
+    cases: dict[tuple[str, ...], int | None] = {
+        ("control=proportional",): 16,
+        ("control=proportional", "compute.processes=2"): 8,
+        ("control=proportional", "compute.micro_batch=4"): 4,
+        ("control=proportional", "compute.micro_batch=64"): 16,
+        ("control=proportional", "compute.micro_batch=6"): 2,  # micro-batches of 6, 6 and 4
+        ("control=proportional", "compute=gpu", "data.batch_tokens=524288"): 1024,
+        ("control=proportional", "control.sequences=4"): 4,
+        ("gate_targets=free", "control=sparsity_variance"): 16,
+        ("gate_targets=free", "control=sparsity_variance", "control.beta=0"): None,
+    }
+    runs = {case: shipped(*gates, *case) for case in cases}
+    assert {case: getattr(run.control, "sequences", "no such field") for case, run in runs.items()} == cases
+    asked = shipped(*gates, "control=proportional", "compute.micro_batch=4")
+    said = shipped(*gates, "control=proportional", "compute.micro_batch=8", "control.sequences=4")
+    assert identity.run_id(c.recipe_of(asked)) == identity.run_id(c.recipe_of(said))
+    assert "control.sequences" in identity.settings(c.recipe_of(asked))
+    sparse = [shipped(*gates, "gate_targets=free", "control=sparsity", f"compute.micro_batch={n}") for n in (2, 4)]
+    assert len({identity.run_id(c.recipe_of(run)) for run in sparse}) == 1
 
 
 def test_a_restart_in_the_middle_changes_no_bit(data_root: Path) -> None:

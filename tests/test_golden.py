@@ -5,8 +5,8 @@ If a trace has moved, some change of code changed results: then finished runs an
 
     python tests/test_golden.py
 
-which refuses while the version is the old one and a trace has moved. `python tests/test_golden.py NAME` adds the trace
-of a new mechanism alone.
+which refuses while the version is the old one and a trace has moved. `python tests/test_golden.py NAME` writes the
+trace of a new mechanism alone, or of one with a new version of its own (`MECHANISM_VERSIONS`).
 """
 
 import json
@@ -136,15 +136,22 @@ MECHANISMS: dict[str, dict[str, Any]] = {
 }
 
 
-def trace(mechanism: str, data_root: Path) -> list[float]:
-    """The training losses of twenty steps."""
+def canonical(mechanism: str, data_root: Path) -> c.RunConfig:
     config = configuration(data_root, data_root, schedule=c.Trapezoid(steps=STEPS, cooldown=0.5, final=0.1))
     config = replace(config, **MECHANISMS[mechanism])
     config.model = replace(config.model, dtype="float64")
     config.data = replace(config.data, order="sequential" if mechanism == "sequential data" else "shuffled")
-    run = canonical_form(config, prepare.resolve(config.data, data_root))
+    return canonical_form(config, prepare.resolve(config.data, data_root))
+
+
+def trace(run: c.RunConfig, data_root: Path) -> list[float]:
+    """The training losses of twenty steps."""
     trainer = Trainer(run, Batches(run.data, data_root), World())
     return [b.train_loss.item() for b in trainer.run() if b.train_loss is not None]
+
+
+def own_versions(run: c.RunConfig) -> dict[str, int]:
+    return identity.versions(c.recipe_of(run)).get("mechanisms", {})
 
 
 def stored() -> dict[str, Any]:
@@ -155,7 +162,9 @@ def stored() -> dict[str, Any]:
 def test_losses_have_not_moved(mechanism: str, data_root: Path) -> None:
     golden = stored()
     assert golden["results_version"] == identity.RESULTS_VERSION, "write the traces anew: python tests/test_golden.py"
-    found = trace(mechanism, data_root)
+    run = canonical(mechanism, data_root)
+    assert golden["mechanisms"].get(mechanism, {}) == own_versions(run), "write it: python tests/test_golden.py NAME"
+    found = trace(run, data_root)
     moved = float(np.abs(np.subtract(found, golden["traces"][mechanism])).max())
     assert moved <= TOLERANCE, f"{mechanism} moved by {moved:.2e}: raise RESULTS_VERSION and say why (see above)"
 
@@ -172,22 +181,27 @@ def test_every_mechanism_has_a_trace_of_its_own() -> None:
 
 def test_every_results_version_is_explained() -> None:
     text = CHANGES.read_text()
-    for version in range(1, identity.RESULTS_VERSION + 1):
+    for version in range(1, max(identity.RESULTS_VERSION, *identity.MECHANISM_VERSIONS.values()) + 1):
         assert f"## {version}" in text
 
 
 def main(data_root: Path, names: Sequence[str]) -> str | None:
     """Write the traces, all or those of `names`; returns what forbids it."""
-    found = {mechanism: trace(mechanism, data_root) for mechanism in names or MECHANISMS}
-    before = stored()
+    runs = {mechanism: canonical(mechanism, data_root) for mechanism in names or MECHANISMS}
+    found = {mechanism: trace(run, data_root) for mechanism, run in runs.items()}
+    own, before = {mechanism: own_versions(run) for mechanism, run in runs.items()}, stored()
     if before["results_version"] == identity.RESULTS_VERSION:
         for mechanism, losses in before["traces"].items():
-            if mechanism in found and np.abs(np.subtract(found[mechanism], losses)).max() > TOLERANCE:
+            is_old = mechanism in found and own[mechanism] == before["mechanisms"].get(mechanism, {})
+            if is_old and np.abs(np.subtract(found[mechanism], losses)).max() > TOLERANCE:
                 return f"{mechanism} has moved: raise RESULTS_VERSION first"
     elif names:
         return "RESULTS_VERSION was raised: all traces are to be written anew"
-    every = before["traces"] | found if names else found
-    FILE.write_text(json.dumps({"results_version": identity.RESULTS_VERSION, "traces": every}, indent=1) + "\n")
+    if names:
+        own, found = before["mechanisms"] | own, before["traces"] | found
+    changed = {mechanism: versions for mechanism, versions in own.items() if versions}
+    document = {"results_version": identity.RESULTS_VERSION, "mechanisms": changed, "traces": found}
+    FILE.write_text(json.dumps(document, indent=1) + "\n")
     return None
 
 

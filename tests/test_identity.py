@@ -103,6 +103,22 @@ def test_results_version_separates_numerics() -> None:
     assert identity.run_id(recipe, 1) != identity.run_id(recipe, 2)
 
 
+def test_a_mechanism_that_changed_alone_moves_its_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of version 3 and their neighbours: the ids before are those of settings and results version alone."""
+    before = {}
+    for head in (c.Add(), c.AddTanh(), c.ConcatMLP(), c.ConcatMLPNarrow(width=4)):
+        recipe = c.recipe_of(canonical(skip_layers=c.SkipLayers([1]), head_type=head))
+        plain = identity.digest({"results_version": identity.RESULTS_VERSION, "settings": identity.settings(recipe)})
+        before[head.name] = identity.run_id(recipe) == plain
+    assert before == {"add": True, "add_tanh": False, "concat_mlp": True, "concat_mlp_narrow": False}
+    said = identity.document(canonical(skip_layers=c.SkipLayers([1]), head_type=c.AddTanh()))
+    assert (said["results_version"], said["mechanisms"]) == (2, {"head_type.name=add_tanh": 3})
+    without_sources = canonical(skip_layers=c.SkipLayers([]), head_type=c.AddTanh())
+    assert "mechanisms" not in identity.document(without_sources)
+    monkeypatch.setitem(identity.MECHANISM_VERSIONS, ("head_type.name", "add_tanh"), 4)
+    assert identity.document(canonical(skip_layers=c.SkipLayers([1]), head_type=c.AddTanh()))["id"] != said["id"]
+
+
 def test_a_golden_id() -> None:
     """An id that moves orphans every finished run. A field lost its neutral default or changed its name?"""
     assert identity.name(c.recipe_of(canonical(**BASE))) == "6x16-synthetic-add-1_3-s0-" + GOLDEN

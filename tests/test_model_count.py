@@ -13,7 +13,8 @@ from model_recipes import ARMS, OWNERS, recipe, tokens
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from skipsweep.config import Embeddings, Free
+from skipsweep.config import Embeddings, Free, Recipe
+from skipsweep.model import init
 from skipsweep.model.count import (
     flops_per_token,
     inference_columns,
@@ -22,6 +23,8 @@ from skipsweep.model.count import (
     total,
 )
 from skipsweep.model.gpt import build
+from skipsweep.model.readout import READOUTS, Add, _parameters
+from skipsweep.model.readout_specs import SPECS
 from skipsweep.model.shape import attention_layers
 from skipsweep.model.window import window_blocks
 from skipsweep.optim.gate_statistics import GateStatistics
@@ -72,6 +75,46 @@ def test_parameters_by_group_are_the_built_models(head, layers, size):
         built[group_of(name)] += parameter.numel()
     assert parameters(cfg) == dict(built)
     assert total(parameters(cfg)) == sum(built.values())
+
+
+class Scaled(Add):
+    """`add` with a gain per channel of every source."""
+
+    def __init__(self, cfg: Recipe, dtype: torch.dtype) -> None:
+        super().__init__(cfg, dtype)
+        self.gain = _parameters("gain", cfg, dtype)
+
+    def terms(self, *seen):
+        last, *skips = super().terms(*seen)
+        scaled = [(h * self.gain[str(s)]).to(h.dtype) for s, h in zip(self.sources, skips, strict=True)]
+        return [last, *scaled]
+
+
+def products(model):
+    """Operations of a training pass, by torch's counter."""
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        model(*tokens(recipe())).backward()
+    return counted.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gain_per_channel_is_a_parameter_and_no_product(dtype, monkeypatch):
+    """What docs/add-a-mechanism.md says of a head whose parameters are no matrices."""
+    head, layers = "add", (0, 2, "input")
+    without = recipe(head, layers, window=0, dtype=dtype)
+    before, operations, counted = parameters(without), flops_per_token(without), products(build(without))
+    monkeypatch.setitem(SPECS, head, replace(SPECS[head], gains=("gain",)))
+    monkeypatch.setitem(READOUTS, head, Scaled)
+    monkeypatch.setattr(init, "RULES", (*init.RULES, init.Rule("readout.gain.*", "scalar", init._ones)))
+    assert parameters(without) == before | {"readout": 3 * 16}
+    assert flops_per_token(without) == operations
+    model = build(without)
+    gains = {name: p for name, p in model.named_parameters() if name.startswith("readout.gain.")}
+    assert {p.shape for p in gains.values()} == {(16,)}
+    assert {p.dtype for p in gains.values()} == {torch.float32}
+    assert {name: init.parameter_roles(model)[name] for name in gains} == dict.fromkeys(gains, "scalar")
+    assert products(model) == counted
+    assert all(p.grad is not None for p in gains.values())
 
 
 def test_figures_of_the_medium_track():

@@ -235,7 +235,7 @@ def test_other_precisions_agree_with_float32(head, layers, dtype):
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6 if dtype == "float64" else 0.01)
     theirs = dict(exact.named_parameters())
     for name, parameter in other.named_parameters():
-        is_wide = parameter_roles(other)[name] in ("head", "scalar")
+        is_wide = name == "head.weight" or parameter_roles(other)[name] == "scalar"
         assert parameter.dtype == (wide if is_wide else getattr(torch, dtype)), name
         assert parameter.grad is not None
         assert parameter.grad.dtype == parameter.dtype

@@ -61,8 +61,8 @@ SUMS = {
     "add_unnormed": lambda h: h,
     "add_detached": lambda h: unit(h),
     "add_fixed_x": lambda h: unit(h),
-    "add_relu": lambda h: unit(h).clamp(min=0),
-    "add_tanh": lambda h: unit(h).tanh(),
+    "add_relu": lambda h: unit(h.clamp(min=0)),
+    "add_tanh": lambda h: unit(h.tanh()),
 }
 """What becomes of a source before its scalar; embeddings are normed already, so that unit() leaves them alone."""
 
@@ -85,7 +85,7 @@ def test_relu_and_linear_has_a_matrix_per_source() -> None:
     for source, h, weight in zip(
         SOURCES, (seen.h[0], seen.h[2], seen.x00, seen.extra), WEIGHTS["skip_lambda"], strict=True
     ):
-        expected = expected + weight * (unit(h).clamp(min=0) @ seen.readout.linear[str(source)].T)
+        expected = expected + weight * unit(h.clamp(min=0) @ seen.readout.linear[str(source)].T)
     torch.testing.assert_close(seen.features(), expected)
 
 
@@ -375,12 +375,13 @@ def test_another_list_of_sources_moves_no_draw(head: str, sources: tuple) -> Non
 
 
 @pytest.mark.parametrize("head", ["add_relu_linear", *OWNERS])
-def test_matrices_start_and_are_trained_as_the_blocks(head: str) -> None:
+def test_matrices_start_as_the_blocks_and_maps_are_trained_as_the_head(head: str) -> None:
+    """Scripts 7012 and 6000: Adam at the head's rate has what leads from a source, Muon the MLP."""
     model = build(recipe(head, (0, 1), dim=64, heads=2))
     roles, found = parameter_roles(model), 0
     for name, p in model.readout.named_parameters():
         if not name.endswith("lambdas.weight"):
-            assert roles[f"readout.{name}"] == "matrix"
+            assert roles[f"readout.{name}"] == ("matrix" if name.startswith("mlp.") else "head")
             bound = 3**0.5 * 0.5 / p.shape[1] ** 0.5
             assert p.abs().max() <= bound
             assert (p.abs().max() > 0.9 * bound) == (name != "mlp.proj")

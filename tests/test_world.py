@@ -16,7 +16,16 @@ from runs import Quiet, configuration, frozen, result, rows
 
 import skipsweep
 from skipsweep import checkpoint, files, job
-from skipsweep.config import Compute, Config, Listed, Proportional, Record, SkipLayers
+from skipsweep.config import (
+    Compute,
+    Config,
+    Listed,
+    Proportional,
+    Record,
+    SkipLayers,
+    SparsityVariance,
+    SparsityVarianceL2,
+)
 from skipsweep.data.batches import Batches
 from skipsweep.exit_status import Exit
 from skipsweep.rundir import RunDir
@@ -105,23 +114,35 @@ def test_two_processes_train_what_one_does(tmp_path: Path, data_root: Path) -> N
     assert_same_numbers(one, two)
 
 
-def test_two_processes_control_gates_as_one_does(tmp_path: Path, data_root: Path) -> None:
-    """The same statistics and coefficients in every row, whoever computed which micro-batch; variances in the loss are
-    those of a micro-batch, which is why both have micro-batches of two sequences."""
+CONTROLS = {
+    "proportional": Proportional(gamma=1.0, delta=0.01, sequences=2),
+    "sparsity_variance": SparsityVariance(alpha=0.3, beta=-0.3, sequences=2),
+    "sparsity_variance_l2": SparsityVarianceL2(alpha=0.3, beta=0.3, sequences=2),
+}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_two_processes_control_gates_as_one_does(control: str, tmp_path: Path, data_root: Path) -> None:
+    """The same statistics and coefficients in every row, whoever computed which micro-batch, and how large ones: 8
+    sequences at once, or 4 in each of two processes. One process alone: test_control.py."""
     gates = Listed(init="normal", attention="keys", floor=1e-6, means=[0.9, 0.4])
-    changes = {"gate_targets": gates, "control": Proportional(gamma=1.0, delta=0.01), "micro_batch": 2}
+    changes = {"gate_targets": gates, "control": CONTROLS[control]}
     one, two = (double(tmp_path / str(n), data_root, processes=n, **changes) for n in (1, 2))
     runs = [frozen(replace(config, model=replace(config.model, layers=4))) for config in (one, two)]
+    assert runs[0].name == runs[1].name
     assert job.execute(runs[0], Quiet()) == Exit.DONE
     assert together(runs[1]) == Exit.DONE, log(runs[1])
     assert_same_numbers(*runs)
     last = rows(runs[1])[-1]
     assert min(abs(last[f"gate/{name}/{layer}"]) for name in ("alpha", "beta") for layer in (0, 1)) > 0.01
     assert abs(last["train/control_loss"]) > 1e-3
+    exact = pytest.approx(last["train/control_loss"], rel=1e-10)
+    assert rows(runs[0])[-1]["train/control_loss"] == exact
     said = result(runs[1])
     assert said["gates"].items() <= last.items()
-    dense, estimated, measured = (sum(said["inference_flops_per_token"][name].values()) for name in COLUMNS)
-    assert measured < estimated < dense
+    if control == "proportional":
+        dense, estimated, measured = (sum(said["inference_flops_per_token"][name].values()) for name in COLUMNS)
+        assert measured < estimated < dense
 
 
 def test_a_run_moves_between_two_processes_and_one(

@@ -1,8 +1,13 @@
 """Where a run is executed and what it records: no part of its identity."""
 
 from dataclasses import dataclass
+from math import gcd
 
 from skipsweep.config.base import MISSING
+from skipsweep.config.data import Data
+
+GPU_MICRO_BATCH = 65_536
+"""Tokens of a forward pass on a GPU where `compute.micro_batch` says nothing."""
 
 
 @dataclass
@@ -90,3 +95,18 @@ class Paths:
 def world_size(compute: Compute) -> int:
     """Processes that a run has on such a machine."""
     return compute.nodes * (compute.gpus or compute.processes)
+
+
+def micro_batch_tokens(data: Data, asked: int, processes: int, device: str) -> int:
+    """Tokens of a forward pass of training; `asked`: `compute.micro_batch`."""
+    share = data.batch_tokens // processes
+    return asked * data.seq_len or (min(share, GPU_MICRO_BATCH) if device == "cuda" else share)
+
+
+def whole_sequences(compute: Compute, data: Data) -> int:
+    """The largest number of sequences of which every micro-batch on such a machine is a multiple: as many as it has,
+    unless the last one of a process's share has fewer."""
+    processes = world_size(compute)
+    tokens = micro_batch_tokens(data, compute.micro_batch, processes, compute.device)
+    share = data.batch_tokens // data.seq_len // processes
+    return gcd(min(max(tokens // data.seq_len, 1), share), share)

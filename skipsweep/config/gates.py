@@ -67,10 +67,19 @@ class Listed(Targeted):
 class Control:
     """A loss on the gates, added to the cross-entropy that a run reports without it (skip-middle paper, Table 1).
 
-    Means g_l and variances s2_l are those of a micro-batch's tokens; `mean` is over layers.
+    Means g_l and variances s2_l are those of a unit's tokens, the loss is the mean over units; `mean` is over layers.
     """
 
     name: str = MISSING
+
+
+@dataclass
+class InUnits(Control):
+    """A control whose loss is not linear in gates, so that it matters over how many of them it is taken."""
+
+    sequences: int | None = None
+    """Sequences of a unit; micro-batches are whole numbers of units. null: a micro-batch of the machine that the run is
+    planned for, written out then, so that a run's id has it."""
 
 
 @dataclass
@@ -88,7 +97,7 @@ class Sparsity(Control):
 
 
 @dataclass
-class SparsityVariance(Control):
+class SparsityVariance(InUnits):
     """mean(alpha g_l + beta s2_l)."""
 
     name: str = "sparsity_variance"
@@ -99,7 +108,7 @@ class SparsityVariance(Control):
 
 
 @dataclass
-class TargetControl(Control):
+class TargetControl(InUnits):
     """A control that knows targets: means mu_l (`gate_targets`), variances mu_l (1 - mu_l) + variance_shift, from 0 up:
     those of gates that are either open or closed."""
 

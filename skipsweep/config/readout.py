@@ -111,21 +111,22 @@ class AddFixedX(HeadType):
 
 @dataclass
 class AddRelu(HeadType):
-    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (multi-output article)."""
+    """norm(x) * x_lambda + sum_k norm(relu(h_k)) * skip_lambda_k (multi-output article)."""
 
     name: str = "add_relu"
 
 
 @dataclass
 class AddTanh(HeadType):
-    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (multi-output article)."""
+    """norm(x) * x_lambda + sum_k norm(tanh(h_k)) * skip_lambda_k (multi-output article)."""
 
     name: str = "add_tanh"
 
 
 @dataclass
 class AddReluLinear(HeadType):
-    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k, each W_k dim x dim (multi-output article)."""
+    """norm(x) * x_lambda + sum_k norm(W_k relu(h_k)) * skip_lambda_k, each W_k dim x dim and trained as the head is
+    (multi-output article)."""
 
     name: str = "add_relu_linear"
 
@@ -152,8 +153,8 @@ class ConcatMLP(HeadType):
 
 @dataclass
 class ConcatMLPNarrow(HeadType):
-    """The last block's MLP sees [x, P_1 h_1, ..., P_N h_N], each source projected to `width` channels (multi-output
-    article)."""
+    """The last block's MLP sees [x, P_1 h_1, ..., P_N h_N], each source projected to `width` channels by a matrix that
+    is trained as the head is (multi-output article)."""
 
     name: str = "concat_mlp_narrow"
     width: int = MISSING

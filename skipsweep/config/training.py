@@ -29,7 +29,7 @@ class AdamW(Optim):
     embed_lr: float = MISSING
     """Peak learning rate of the token embedding."""
     head_lr: float = MISSING
-    """Peak learning rate of the output head."""
+    """Peak learning rate of the output head, and of what else has its role (docs/add-a-mechanism.md)."""
     scalar_lr: float = MISSING
     """Peak learning rate of learned scalars (lambdas)."""
     beta1: float = MISSING
@@ -66,7 +66,7 @@ class Muon(Optim):
     embed_lr: float = MISSING
     """Peak learning rate of Adam on embeddings."""
     head_lr: float = MISSING
-    """Peak learning rate of Adam on the output head."""
+    """Peak learning rate of Adam on the output head, and on what else has its role (docs/add-a-mechanism.md)."""
     scalar_lr: float = MISSING
     """Peak learning rate of Adam on learned scalars (lambdas)."""
     beta1: float = MISSING

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from skipsweep.config import Gated, Recipe
-from skipsweep.model.readout_specs import has_embedding, head_inputs, matrices, readout_spec
+from skipsweep.model.readout_specs import gains, has_embedding, head_inputs, matrices, readout_spec
 from skipsweep.model.shape import (
     LLAMA,
     attention_layers,
@@ -42,7 +42,7 @@ def parameters(recipe: Recipe) -> dict[str, int]:
         "embed.smear": _smear(recipe),
         "blocks.attention": len(attention_layers(model)) * _attention(recipe),
         "blocks.mlp": len(_trunk_mlps(recipe)) * _mlp(recipe),
-        "readout": _readout(recipe),
+        "readout": _readout(recipe) + sum(length for (length,) in gains(recipe).values()),
         "head": head_rows(recipe) * head_inputs(recipe),
         "gates": _gates(recipe) * (model.dim + 1),
         "norms": norm_weights(recipe),

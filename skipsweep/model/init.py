@@ -129,8 +129,8 @@ RULES: tuple[Rule, ...] = (
     Rule("blocks.*.mlp.fc", "matrix", _uniform),
     Rule("blocks.*.mlp.proj", "matrix", _zeros),
     Rule("readout.embed.*", "embed", _normal),
-    Rule("readout.linear.*", "matrix", _uniform),
-    Rule("readout.narrow.*", "matrix", _uniform),
+    Rule("readout.linear.*", "head", _uniform),  # as published: Adam, at the head's rate
+    Rule("readout.narrow.*", "head", _uniform),
     Rule("readout.mlp.fc", "matrix", _uniform),
     Rule("readout.mlp.proj", "matrix", _zeros),
     Rule("head.weight", "head", _zeros),  # the first loss is ln(vocabulary)

@@ -15,6 +15,7 @@ from skipsweep.model.readout_specs import (
     EXTRA,
     INPUT,
     LAST,
+    gains,
     has_embedding,
     head_inputs,
     matrices,
@@ -87,12 +88,7 @@ class Add(_Skip):
 
     def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
         """What is summed, in the order of the learned scalars."""
-        last, *skips = self.normed(x, outputs, ctx)
-        return [last, *(self.term(source, h) for source, h in zip(self.sources, skips, strict=True))]
-
-    def term(self, source: int | str, h: Tensor) -> Tensor:
-        """What a normed source (B, T, D) becomes before its scalar."""
-        return h
+        return self.normed(x, outputs, ctx)
 
 
 class AddRenorm(Add):
@@ -114,8 +110,9 @@ class AddUnnormed(Add):
 class AddDetached(Add):
     """`Add`, but layers learn through x alone (multi-output article, "detached")."""
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
-        return h.detach()
+    def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        last, *skips = super().terms(x, outputs, ctx)
+        return [last, *(h.detach() for h in skips)]
 
 
 class AddFixedX(Add):
@@ -126,22 +123,35 @@ class AddFixedX(Add):
         return self.sum(self.terms(x, outputs, ctx), [one, *ctx.scalars(self.lambdas).values()])
 
 
-class AddRelu(Add):
-    """norm(x) * x_lambda + sum_k relu(norm(h_k)) * skip_lambda_k (multi-output article)."""
+class _AddChanged(Add):
+    """norm(x) * x_lambda + sum_k norm(f(h_k)) * skip_lambda_k."""
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
+    def terms(self, x: Tensor, outputs: Outputs, ctx: Context) -> list[Tensor]:
+        each = zip(self.sources, self.plain(x, outputs, ctx), strict=True)
+        return [norm(x, self.eps), *(norm(self.changed(source, h), self.eps) for source, h in each)]
+
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
+        """f of a source (B, T, D): a layer as it is, or a normed embedding."""
+        raise NotImplementedError
+
+
+class AddRelu(_AddChanged):
+    """norm(x) * x_lambda + sum_k norm(relu(h_k)) * skip_lambda_k (multi-output article)."""
+
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
         return F.relu(h)
 
 
-class AddTanh(Add):
-    """norm(x) * x_lambda + sum_k tanh(norm(h_k)) * skip_lambda_k (multi-output article)."""
+class AddTanh(_AddChanged):
+    """norm(x) * x_lambda + sum_k norm(tanh(h_k)) * skip_lambda_k (multi-output article): of a long h_k, little more
+    than signs are left."""
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
         return h.tanh()
 
 
-class AddReluLinear(Add):
-    """norm(x) * x_lambda + sum_k W_k relu(norm(h_k)) * skip_lambda_k (multi-output article).
+class AddReluLinear(_AddChanged):
+    """norm(x) * x_lambda + sum_k norm(W_k relu(h_k)) * skip_lambda_k (multi-output article).
 
     The sign of a scalar says nothing here: it and W_k can both turn round.
     """
@@ -150,7 +160,7 @@ class AddReluLinear(Add):
         super().__init__(recipe, dtype)
         self.linear = _parameters("linear", recipe, dtype)
 
-    def term(self, source: int | str, h: Tensor) -> Tensor:
+    def changed(self, source: int | str, h: Tensor) -> Tensor:
         return F.linear(F.relu(h), self.linear[str(source)])
 
 
@@ -224,9 +234,13 @@ class LastMLP(nn.Module):
 
 
 def _parameters(group: str, recipe: Recipe, dtype: torch.dtype) -> nn.ParameterDict:
-    """Source -> matrix, for the matrices `GROUP.SOURCE` of the recipe's readout."""
-    shapes = {name.split(".")[1]: shape for name, shape in matrices(recipe).items() if name.startswith(f"{group}.")}
-    return nn.ParameterDict({name: nn.Parameter(torch.empty(shape, dtype=dtype)) for name, shape in shapes.items()})
+    """Source -> matrix, or vector in float32 at least, for the parameters `GROUP.SOURCE` of the recipe's readout."""
+    wide = torch.promote_types(dtype, torch.float32)
+    found = {}
+    for name, shape in (matrices(recipe) | gains(recipe)).items():
+        if name.startswith(f"{group}."):
+            found[name.split(".")[1]] = nn.Parameter(torch.empty(shape, dtype=dtype if len(shape) == 2 else wide))
+    return nn.ParameterDict(found)
 
 
 READOUTS = {

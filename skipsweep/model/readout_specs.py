@@ -61,6 +61,8 @@ class ReadoutSpec:
     """The last block is built without its MLP, which is part of the readout."""
     maps: Callable[[Any, int], Shapes] = _no_maps
     """(head, D) -> the matrices that it has for every source: parameters `readout.NAME.SOURCE` of these shapes."""
+    gains: tuple[str, ...] = ()
+    """Vectors of D factors, one per channel, that it has for every source: parameters likewise, but no products."""
     sizes: tuple[str, ...] = ()
     """Fields of the head itself that have to be above 0."""
 
@@ -178,6 +180,13 @@ def matrices(recipe: Recipe) -> Shapes:
         return maps
     hidden = head.hidden or _fitted(head, len(given), recipe.model)
     return maps | {"mlp.fc": (hidden, sum(slices(recipe))), "mlp.proj": (head_inputs(recipe), hidden)}
+
+
+def gains(recipe: Recipe) -> dict[str, tuple[int]]:
+    """Name within the readout -> length, for every vector that it learns; scalars apart."""
+    return {
+        f"{name}.{source}": (recipe.model.dim,) for name in readout_spec(recipe).gains for source in sources(recipe)
+    }
 
 
 def has_embedding(recipe: Recipe) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from skipsweep.config import Control
+from skipsweep.config import Control, InUnits
 from skipsweep.distributed import World
 from skipsweep.optim.control_losses import ControlLoss, build_control_loss
 from skipsweep.optim.gate_statistics import Moments
@@ -52,8 +52,9 @@ class NoDriver:
 class Driver(NoDriver):
     """A control at work: watches gates, adds up what they are like in a step, and adapts."""
 
-    def __init__(self, control_loss: ControlLoss, world: World):
-        self._control_loss, self._world = control_loss, world
+    def __init__(self, control_loss: ControlLoss, sequences: int | None, world: World):
+        """`sequences` of a unit; None: a micro-batch is one."""
+        self._control_loss, self._sequences, self._world = control_loss, sequences, world
         self._pairs = len(control_loss.alpha)
         self.observer = self._observe
         self.begin()
@@ -64,7 +65,9 @@ class Driver(NoDriver):
         self._moments = Moments(self._pairs, self._world.device)
 
     def _observe(self, gates: Tensor) -> None:
-        self._loss = self._control_loss.loss(gates)
+        pairs, batch, time = gates.shape
+        unit = self._sequences or batch
+        self._loss = self._control_loss.loss(gates.reshape(pairs, batch // unit, unit * time))
         self._moments.add(gates)
 
     def on_top(self, loss: Tensor, weight: float) -> Tensor:
@@ -96,4 +99,5 @@ class Driver(NoDriver):
 def build_driver(control: Control, means: Sequence[float], pairs: int, world: World) -> NoDriver:
     """What drives the gates of so many pairs of layers to these targets (empty: there are none)."""
     control_loss = build_control_loss(control, means, pairs, world.device)
-    return Driver(control_loss, world) if control_loss else NoDriver()
+    sequences = control.sequences if isinstance(control, InUnits) else None
+    return Driver(control_loss, sequences, world) if control_loss else NoDriver()

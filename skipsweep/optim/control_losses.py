@@ -3,7 +3,7 @@ Table 1).
 
 Opposite layers share their gate, targets and coefficients: the paper's mean over layers is one over pairs.
 
-Legend: P pairs of opposite layers, B batch, T time.
+Legend: P pairs of opposite layers, U units, G gates of a unit.
 """
 
 import math
@@ -24,8 +24,9 @@ class ControlLoss:
         )
 
     def loss(self, gates: Tensor) -> Tensor:
-        """Of the gates (P, B, T) of a micro-batch, whose variance is the unbiased one: scalar."""
-        return (self.alpha.to(gates) * _mean(gates) + self.beta.to(gates) * _variance(gates)).mean()
+        """Mean over units of gates (P, U, G), whose variance is the unbiased one: scalar."""
+        alpha, beta = _column(self.alpha, gates), _column(self.beta, gates)
+        return (alpha * _mean(gates) + beta * _variance(gates)).mean()
 
     def update(self, mean: Tensor, variance: Tensor, halted: Tensor) -> None:
         """Look at a step's means and variances (P,); where `halted` (scalar) is 1 nothing changes."""
@@ -59,12 +60,13 @@ class L2(WithTargets):
         self.squared = control.squared
 
     def loss(self, gates: Tensor) -> Tensor:
-        off = (self.alpha, _mean(gates) - self.mean.to(gates)), (self.beta, _variance(gates) - self.variance.to(gates))
-        return torch.stack([coefficient.to(gates) * self._size(d) for coefficient, d in off]).sum(0).mean()
+        of_mean = self._size(_mean(gates) - _column(self.mean, gates))
+        of_variance = self._size(_variance(gates) - _column(self.variance, gates))
+        return (_column(self.alpha, gates) * of_mean + _column(self.beta, gates) * of_variance).mean()
 
     def _size(self, d: Tensor) -> Tensor:
-        """The norm over all layers, of which every pair has two; or squares."""
-        return d.square() if self.squared else math.sqrt(2) * torch.linalg.vector_norm(d)
+        """Of what is off (P, U): the norm over all layers (1, U), of which every pair has two; or squares."""
+        return d.square() if self.squared else math.sqrt(2) * torch.linalg.vector_norm(d, dim=0, keepdim=True)
 
 
 class Adapting(WithTargets):
@@ -123,13 +125,18 @@ class ProportionalDerivative(Adapting):
         return super().tensors() | {f"recent/{name}": recent for name, recent in self.recent.items()}
 
 
+def _column(values: Tensor, gates: Tensor) -> Tensor:
+    """(P,) -> (P, 1), in the gates' precision."""
+    return values.to(gates)[:, None]
+
+
 def _mean(gates: Tensor) -> Tensor:
-    return gates.mean((1, 2))
+    return gates.mean(2)
 
 
 def _variance(gates: Tensor) -> Tensor:
     """Unbiased; 0 of a single token."""
-    return gates.var((1, 2)) if gates[0].numel() > 1 else torch.zeros_like(gates[:, 0, 0])
+    return gates.var(2) if gates.shape[2] > 1 else torch.zeros_like(gates[..., 0])
 
 
 def build_control_loss(

@@ -11,10 +11,12 @@ from typing import Any
 from skipsweep.config import (
     Config,
     Constant,
+    Control,
     Data,
     Free,
     Gated,
     GateTargets,
+    InUnits,
     LambdaInit,
     Listed,
     Model,
@@ -24,8 +26,10 @@ from skipsweep.config import (
     RunConfig,
     Schedule,
     SkipLayers,
+    SparsityVariance,
     TargetControl,
     recipe_of,
+    whole_sequences,
 )
 from skipsweep.errors import UserError
 from skipsweep.model import gate_targets, readout_specs, shape, wiring
@@ -46,6 +50,7 @@ def canonical_form(config: Config, data: Data) -> RunConfig:
         "skip_layers": SkipLayers(ordered),
         "head_type": readout_specs.canonical(config.head_type, ordered, config.model),
         "gate_targets": _gate_targets(config),
+        "control": _control(config),
         "model": _model(config.model),
         "residual": _residual(config.residual),
         "data": data,
@@ -86,6 +91,16 @@ def _gate_targets(config: Config) -> GateTargets:
     if not isinstance(config.control, TargetControl):
         return Free(**start, **seen)
     return Listed(**start, **seen, means=gate_targets.means(gates, config.model.layers))
+
+
+def _control(config: Config) -> Control:
+    """The unit is that of the machine where none was chosen, and none where variances cost nothing."""
+    control = config.control
+    if not isinstance(control, InUnits):
+        return control
+    if isinstance(control, SparsityVariance) and control.beta == 0:
+        return replace(control, sequences=None)
+    return replace(control, sequences=control.sequences or whole_sequences(config.compute, config.data))
 
 
 def _model(model: Model) -> Model:

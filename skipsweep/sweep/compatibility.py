@@ -5,11 +5,13 @@ from skipsweep.config import (
     ConcatMLPNarrow,
     Config,
     Gated,
+    InUnits,
     Last,
     NoControl,
     TargetControl,
     Targeted,
     choices,
+    whole_sequences,
     world_size,
 )
 from skipsweep.errors import UserError
@@ -224,6 +226,23 @@ def processes_share_the_batch(config: Config) -> str | None:
     )
 
 
+def micro_batches_are_whole_units(config: Config) -> str | None:
+    control, compute, data = config.control, config.compute, config.data
+    if not isinstance(control, InUnits) or not control.sequences:
+        return None
+    whole = whole_sequences(compute, data)
+    if whole % control.sequences == 0:
+        return None
+    share = data.batch_tokens // data.seq_len // world_size(compute)
+    units = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+    fits = f", or compute.micro_batch={control.sequences}" if share % control.sequences == 0 else ""
+    return (
+        f"control.sequences={control.sequences}: a micro-batch is a whole number of such units, but on this machine "
+        f"micro-batches are multiples of {whole} sequences (compute.micro_batch={compute.micro_batch}, a process's "
+        f"share of a step is {share}); valid: {units}{fits}"
+    )
+
+
 RULES = (
     last_takes_no_sources,
     head_offers_its_sources,
@@ -243,5 +262,6 @@ RULES = (
     control_has_targets,
     skipping_has_gates,
     processes_share_the_batch,
+    micro_batches_are_whole_units,
 )
 """Each looks at a configuration whose words are resolved, and returns what is wrong with it, or None."""

@@ -2,7 +2,7 @@
 
 * the resolved settings that differ from the neutral element (or have none), in canonical form;
 * fingerprints of content: texts, tokenizer, split (never a path);
-* `RESULTS_VERSION`.
+* `RESULTS_VERSION`, and where a mechanism has changed by itself, its own.
 
 The id is the hash of that. The whole recipe lies beside it (identity.json), so that a default that has moved since is
 noticed instead of silently giving two experiments one name.
@@ -18,6 +18,15 @@ from skipsweep.errors import UserError
 RESULTS_VERSION = 2
 """Raised by one whenever a change of code changes numbers; docs/changed-results.md says why. Part of every id."""
 
+MECHANISM_VERSIONS = {
+    ("head_type.name", "add_relu"): 3,
+    ("head_type.name", "add_tanh"): 3,
+    ("head_type.name", "add_relu_linear"): 3,
+    ("head_type.name", "concat_mlp_narrow"): 3,
+}
+"""Setting -> version with which it became what it is, for mechanisms that changed alone: part of the ids of runs that
+have it, and of no others. Versions count on from RESULTS_VERSION, which goes past them all when it is raised."""
+
 ID_LENGTH = 12
 
 
@@ -32,9 +41,16 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+def versions(recipe: Recipe, results_version: int = RESULTS_VERSION) -> dict[str, Any]:
+    """`results_version`, and `mechanisms` (`setting=value` -> version) if the recipe has one that changed by itself."""
+    found = settings(recipe)
+    own = {f"{path}={value}": v for (path, value), v in MECHANISM_VERSIONS.items() if found.get(path) == value}
+    return {"results_version": results_version} | ({"mechanisms": own} if own else {})
+
+
 def run_id(recipe: Recipe, results_version: int = RESULTS_VERSION) -> str:
     """12 hex digits: the chance of any collision among 5,000 runs is 4e-8."""
-    return digest({"results_version": results_version, "settings": settings(recipe)})
+    return digest({**versions(recipe, results_version), "settings": settings(recipe)})
 
 
 def digest(value: Any) -> str:
@@ -62,7 +78,7 @@ def document(config: RunConfig) -> dict[str, Any]:
     recipe = recipe_of(config)
     return {
         "id": run_id(recipe),
-        "results_version": RESULTS_VERSION,
+        **versions(recipe),
         "settings": settings(recipe),
         "recipe": leaves(recipe),
     }

@@ -16,6 +16,7 @@ from skipsweep.config import (
     Cosine,
     Embeddings,
     Gated,
+    InUnits,
     Model,
     Muon,
     ProportionalDerivative,
@@ -156,6 +157,8 @@ def _control(config: RunConfig) -> None:
     for key in ("gamma", "delta"):
         if isinstance(control, Adapting):
             _not_negative(f"control.{key}", getattr(control, key))
+    if isinstance(control, InUnits) and control.sequences is not None:
+        _positive("control.sequences", control.sequences)
     if isinstance(control, SparsityVarianceL2):
         for key in ("alpha", "beta"):
             _not_negative(f"control.{key}", getattr(control, key))
