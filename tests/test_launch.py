@@ -493,7 +493,7 @@ def test_a_plan_says_what_its_seeds_can_tell(extended: Done, launch: Callable[..
     sd = abs(base[0] - base[1]) / 2**0.5
     told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("With 4 seeds per arm,")
     assert f"differences of about {statistics.detectable(sd, 4):.2g} nats/token or more are detectable" in told
-    assert f"sd {sd:.2g} of 2 finished runs of {ARMS[0]}" in told
+    assert f"sd {sd:.2g} of 2 finished seeds of {ARMS[0]}" in told
     assert "seeds per arm," not in launch("-m", "skip_layers=none,0", "plan=true").out
 
 

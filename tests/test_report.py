@@ -11,7 +11,7 @@ from scipy import stats
 from sweep_folders import Made
 from typer.testing import CliRunner
 
-from skipsweep.analyze import findings, report, targets
+from skipsweep.analyze import arms, findings, report, targets
 from skipsweep.analyze.findings import Findings
 from skipsweep.cli import app
 from skipsweep.errors import UserError
@@ -128,6 +128,39 @@ def test_an_arm_that_shares_runs_with_the_baseline_is_not_tested(tmp_path: Path)
     assert any("share runs" in text and "same (with none)" in text for text in found.warnings)
 
 
+def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
+    """Three runs of each of two seeds are two pieces of evidence, in the report as in the sweep's own table."""
+    made = Made(tmp_path, baseline="none", target=3.7)
+    for arm, losses in (("none", (3.96, 3.99)), ("5", (3.68, 3.71))):
+        for seed, loss in enumerate(losses):
+            for replicate in range(3):
+                run = made.run(f"{arm}-r{replicate}", seed, loss, recipe={"replicate": replicate})
+                made.point(arm, seed, run.name, [] if arm == "none" else [5], replicate=replicate)
+    found = findings.find(made.read())
+    [row] = rows(found, "difference")
+    assert row["n"] == 2
+    assert row["p"] == pytest.approx(stats.ttest_ind([3.68, 3.71], [3.96, 3.99]).pvalue)
+    assert [(one["planned"], one["n"], one["sd"]) for one in rows(found, "final_loss")] == [
+        (2, 2, pytest.approx(0.03 / 2**0.5))
+    ] * 2
+    assert rows(found, "target")[1]["p"] == pytest.approx(
+        stats.ttest_1samp([3.68, 3.71], 3.7, alternative="less").pvalue
+    )
+    none, five = arms.of_sweep(made.multirun, "question")
+    assert (none.val_loss_sd, five.difference) == (pytest.approx(0.03 / 2**0.5), pytest.approx(row["difference"]))
+    assert any(text.endswith("none (6 runs, 2 seeds), 5 (6 runs, 2 seeds)") for text in found.warnings)
+    assert "measured over 2 seeds of none" in power("question", "--multirun", str(tmp_path))
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_seeds_that_agree_to_the_last_digit_are_named(tmp_path: Path, imported: bool) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93, 2.925], imported=imported)
+    made.arm("5", [2.91, 2.915, 2.91], sources=[5], imported=imported)
+    named = [text for text in findings.find(made.read()).warnings if "very same loss" in text]
+    assert [text.split(": ")[1] for text in named] == ([] if imported else ["5"])
+
+
 def test_pairs_only_where_they_were_declared(tmp_path: Path) -> None:
     losses = [2.0, 3.0, 4.0], [1.99, 2.985, 3.99]
     for paired, says in ((False, "not distinguishable"), (True, "lower loss")):
@@ -212,7 +245,7 @@ def test_power_from_a_sweep(tmp_path: Path) -> None:
     assert found["alpha"] == pytest.approx(0.025)
     assert found["spread"]["gpu_hours"] == pytest.approx(80 / 3600)
     assert row["gpu_hours_for_half"] == pytest.approx(3 * row["seeds_for_half"] * 80 / 3600)
-    assert "measured over 3 runs of none" in power("question", "--multirun", str(tmp_path))
+    assert "measured over 3 seeds of none" in power("question", "--multirun", str(tmp_path))
 
 
 def test_power_of_a_given_spread_is_its_own_inverse() -> None:
@@ -242,7 +275,7 @@ def test_power_needs_a_spread(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92])
     made.write()
-    assert "has 1 finished run(s); two that differ are needed" in power(
+    assert "has 1 finished seed(s); two that differ are needed" in power(
         "question", "--multirun", str(tmp_path), status=2
     )
 
@@ -323,7 +356,7 @@ def test_arms_that_differ_in_more_and_arms_with_one_run_are_named(tmp_path: Path
     made.arm("7", [2.925, 2.935], sources=[7])
     warnings = findings.find(made.read()).warnings
     assert any("in more than the question" in text and text.endswith("5 (schedule.steps)") for text in warnings)
-    assert any(text.startswith("arms with a single finished run") and text.endswith(": 5") for text in warnings)
+    assert any(text.startswith("arms with a single finished seed") and text.endswith(": 5") for text in warnings)
     assert any(text.startswith("runs of an arm ended with the very same loss") for text in warnings)
     assert any(text.startswith("the best of 3 arms looks better than it is") for text in warnings)
 
@@ -338,7 +371,7 @@ def test_a_run_that_diverged_is_named_and_the_other_arms_are_still_told_apart(tm
     [told] = [text for text in found.warnings if "diverged" in text]
     assert told.startswith(f"runs that lie far from their arm, possibly diverged: {bad.name} of 6 (7.3000);")
     made.arm("7", [2.91], sources=[7])
-    assert "arms with a single finished run, so that they cannot be tested: 7" in findings.find(made.read()).warnings
+    assert "arms with a single finished seed, so that they cannot be tested: 7" in findings.find(made.read()).warnings
 
 
 def test_an_arm_that_borrows_the_spread_of_larger_ones_is_named(tmp_path: Path) -> None:

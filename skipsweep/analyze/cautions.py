@@ -24,9 +24,9 @@ def unfinished(evidence: Evidence, compared: Comparison) -> str | None:
     if not open_:
         return None
     few = [
-        f"{arm.name} ({len(arm.losses)}/{len(arm.runs)})"
+        f"{arm.name} ({len(arm.finished)}/{len(arm.runs)})"
         for arm in compared.arms.values()
-        if len(arm.losses) < len(arm.runs)
+        if len(arm.finished) < len(arm.runs)
     ]
     return f"{len(open_)} of {len(evidence.runs)} runs have no result; these arms rest on fewer runs: {named(few)}"
 
@@ -66,7 +66,7 @@ def single_seed(evidence: Evidence, compared: Comparison) -> str | None:
     if not arms:
         return None
     so = "whose spread is assumed to be that of the others" if _one_sd(compared) else "so that they cannot be tested"
-    return f"arms with a single finished run, {so}: {named(arms)}"
+    return f"arms with a single finished seed, {so}: {named(arms)}"
 
 
 def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
@@ -78,7 +78,7 @@ def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
     if not arms:
         return None
     return (
-        f"arms with at most half of the others' {most} finished runs: the test assumes that they spread as the others "
+        f"arms with at most half of the others' {most} finished seeds: the test assumes that they spread as the others "
         f"do; where they spread more, it finds differences that do not exist: {named(arms)}"
     )
 
@@ -87,9 +87,9 @@ def diverged(evidence: Evidence, compared: Comparison) -> str | None:
     """Named, not left out: that would be a choice made after looking."""
     arms = {arm.name: arm for arm in compared.arms.values() if not arm.shares}
     found = []
-    for name, i in statistics.far({name: arm.losses for name, arm in arms.items()}):
-        run = [run for run in arms[name].runs if run.val_loss is not None][i]
-        found.append(f"{run.name} of {name} ({run.val_loss:.4f})")
+    for name, i in statistics.far({name: [loss for _, loss in arm.finished] for name, arm in arms.items()}):
+        run, loss = arms[name].finished[i]
+        found.append(f"{run.name} of {name} ({loss:.4f})")
     if not found:
         return None
     return (
@@ -118,8 +118,26 @@ def other_seeds(evidence: Evidence, compared: Comparison) -> str | None:
     )
 
 
+def repeated(evidence: Evidence, compared: Comparison) -> str | None:
+    arms = [
+        f"{arm.name} ({len(arm.finished)} runs, {len(arm.losses)} seeds)"
+        for arm in compared.arms.values()
+        if len(arm.losses) < len(arm.finished)
+    ]
+    if not arms:
+        return None
+    return f"repetitions of a seed are no further evidence: it counts once, with the mean of its runs: {named(arms)}"
+
+
 def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
-    arms = [arm.name for arm in compared.arms.values() if arm.summary is not None and arm.summary.sd == 0]
+    """Seeds that agree to the last digit are one run under several names, or a seed that does nothing. Logs that were
+    imported hold a few digits, of which some agree by chance."""
+    arms = [
+        arm.name
+        for arm in compared.arms.values()
+        if (arm.summary is not None and arm.summary.sd == 0)
+        or (len(set(arm.losses)) < len(arm.losses) and not any(run.imported for run in arm.runs))
+    ]
     if not arms:
         return None
     return f"runs of an arm ended with the very same loss, as repetitions of one seed do (no spread): {named(arms)}"
@@ -221,6 +239,7 @@ RULES = (
     single_seed,
     fewer_runs,
     other_seeds,
+    repeated,
     no_spread,
     best_of_many,
     pairs_would_detect_more,

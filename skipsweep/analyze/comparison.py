@@ -15,9 +15,12 @@ class TestedArm:
 
     name: str
     runs: tuple[Run, ...]
+    planned: int
+    """Seeds; an imported run is one by itself."""
     losses: tuple[float, ...]
-    """Final validation losses of the finished runs, nats per token."""
+    """Final validation losses, nats per token: one per finished seed, see `descriptive.per_seed`."""
     by_seed: BySeed
+    """The losses of all finished runs behind them."""
     summary: Summary | None
     test: Test | None
     """Against the baseline; None for the baseline itself, and where there is nothing to test."""
@@ -25,6 +28,11 @@ class TestedArm:
     """The arm that it has runs in common with: not independent, hence left out of the test."""
     below_target: float | None
     """p that the mean lies below the target."""
+
+    @property
+    def finished(self) -> list[tuple[Run, float]]:
+        """Runs that have a final loss, and what it is: several per seed where it was repeated."""
+        return [(run, loss) for run in self.runs if (loss := run.val_loss) is not None]
 
     @property
     def differs(self) -> bool:
@@ -41,7 +49,7 @@ class Comparison:
     family: int
     """How many arms were tested together."""
     spread: float | None
-    """Standard deviation of a run within its arm, pooled."""
+    """Standard deviation of a seed's loss within its arm, pooled."""
 
     @property
     def design(self) -> Design:
@@ -54,9 +62,9 @@ def compare(evidence: Evidence) -> Comparison:
     """Test every arm that shares no run with the baseline or with an arm tested before it."""
     runs = {arm: tuple(evidence.of_arm(arm)) for arm in evidence.arms()}
     shares = descriptive.sharing({arm: [run.name for run in found] for arm, found in runs.items()})
-    losses = {arm: tuple(loss for run in found if (loss := run.val_loss) is not None) for arm, found in runs.items()}
     results = {name: run.result for name, run in evidence.runs.items()}
     by_seed = {arm: descriptive.by_seed(points, results) for arm, points in evidence.arms().items()}
+    losses = {arm: tuple(descriptive.per_seed(found)) for arm, found in by_seed.items()}
     tested = [arm for arm in runs if arm != evidence.baseline and arm not in shares]
     tests: Mapping[str, Test] = {}
     if evidence.baseline is not None and evidence.paired:
@@ -68,6 +76,7 @@ def compare(evidence: Evidence) -> Comparison:
         arm: TestedArm(
             arm,
             runs[arm],
+            len({point.run if evidence.runs[point.run].imported else point.seed for point in points}),
             losses[arm],
             by_seed[arm],
             statistics.summary(losses[arm]),
@@ -75,7 +84,7 @@ def compare(evidence: Evidence) -> Comparison:
             shares.get(arm),
             None if evidence.target is None else statistics.below_target(losses[arm], evidence.target),
         )
-        for arm in runs
+        for arm, points in evidence.arms().items()
     }
     pooled = statistics.pooled_sd([losses[arm] for arm in runs if arm not in shares])
     baseline = arms.get(evidence.baseline) if evidence.baseline is not None else None

@@ -43,7 +43,7 @@ class Difference:
     """An arm's final loss against the baseline's."""
 
     value: float | None
-    """Arm minus baseline, as the test estimates it: of the means, each over all finished runs; in a paired sweep the
+    """Arm minus baseline, as the test estimates it: of the means, each over all finished seeds; in a paired sweep the
     mean over pairs. None where one of them has nothing finished."""
     shared: int
     """Seeds that both have finished."""
@@ -54,7 +54,7 @@ class Difference:
 def difference(own: BySeed, base: BySeed, paired: bool) -> Difference:
     """What a table says of an arm; `paired` as the sweep declared before it ran."""
     shared = pairs(own, base)
-    a, b = ([loss for losses in arm.values() for loss in losses] for arm in (own, base))
+    a, b = per_seed(own), per_seed(base)
     value = (of_pairs(shared) if shared else None) if paired else of_means(a, b) if a and b else None
     return Difference(value, len(shared), own.keys() == base.keys())
 
@@ -72,6 +72,11 @@ def of_pairs(both: Sequence[tuple[float, float]]) -> float:
 def pairs(own: BySeed, base: BySeed) -> list[tuple[float, float]]:
     """(baseline's loss, the arm's loss) of every seed that both have finished, each the mean over its repetitions."""
     return [(fmean(base[seed]), fmean(own[seed])) for seed in own if seed in base]
+
+
+def per_seed(arm: BySeed) -> list[float]:
+    """One loss per seed, the mean over its repetitions: they are the very same run again, and no further evidence."""
+    return [fmean(losses) for losses in arm.values()]
 
 
 def by_seed(points: Iterable[PlannedPoint], results: Mapping[str, Mapping[str, Any] | None]) -> BySeed:

@@ -132,7 +132,8 @@ def _best(compared: Comparison) -> str:
     assert best.summary is not None
     half = "" if best.summary.high is None else f" ± {best.summary.high - best.summary.mean:.5f} (95 %)"
     lead = "The lowest mean loss" if len(known) > 1 else "The mean loss"
-    runs = "1 run" if best.summary.n == 1 else f"{best.summary.n} runs"
+    count = len(best.finished)
+    runs = "1 run" if count == 1 else f"{count} runs"
     return f"{lead} is {best.summary.mean:.5f}{half} nats/token over {runs} of {best.name}."
 
 
@@ -167,7 +168,7 @@ def _arm(arm: TestedArm) -> Row:
     found = arm.summary
     return {
         "arm": arm.name,
-        "planned": len(arm.runs),
+        "planned": arm.planned,
         "n": len(arm.losses),
         "mean": found and found.mean,
         "sd": found and found.sd,

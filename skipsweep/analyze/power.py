@@ -54,14 +54,15 @@ def measured(multirun: Multirun, sweep: str, arms: int | None = None) -> Spread:
     found = reading.read(multirun, [sweep])
     if found.baseline is None:
         raise UserError(f"sweep {sweep} has no baseline whose spread could be measured; give --sd")
-    runs = [run for run in found.of_arm(found.baseline) if run.val_loss is not None]
-    spread = descriptive.sd([loss for run in runs if (loss := run.val_loss) is not None])
+    results = {name: run.result for name, run in found.runs.items()}
+    losses = descriptive.per_seed(descriptive.by_seed(found.arms()[found.baseline], results))
+    spread = descriptive.sd(losses)
     if not spread:
         raise UserError(
-            f"the baseline {found.baseline} of sweep {sweep} has {len(runs)} finished run(s)"
+            f"the baseline {found.baseline} of sweep {sweep} has {len(losses)} finished seed(s)"
             f"{' without any spread' if spread == 0 else ''}; two that differ are needed, or --sd"
         )
-    source = f"measured over {len(runs)} runs of {found.baseline}"
+    source = f"measured over {len(losses)} seeds of {found.baseline}"
     return replace(given(spread, arms or max(2, len(found.arms()))), source=source, gpu_hours=_gpu_hours(found))
 
 

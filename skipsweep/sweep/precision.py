@@ -34,7 +34,7 @@ def precision(plan: Plan) -> Precision | None:
     """None where there is nothing to compare, a single seed, no known spread, or more seeds than anybody counts; also
     where an earlier launch of the sweep had the baseline and this one has not."""
     arms = plan.arms()
-    seeds = min((len({(p.seed, p.replicate) for p in points}) for points in arms.values()), default=0)
+    seeds = min((len({p.seed for p in points}) for points in arms.values()), default=0)
     if plan.baseline not in arms or len(arms) < 2 or seeds < 2 or (known := _spread(plan, plan.baseline)) is None:
         return None
     from skipsweep.analyze import statistics
@@ -52,10 +52,12 @@ def precision(plan: Plan) -> Precision | None:
 
 def _spread(plan: Plan, baseline: str) -> tuple[float, str] | None:
     """From the baseline's finished runs, else as published for their corpus."""
-    runs = dict.fromkeys(point.run for point in plan.arms()[baseline] if plan.observations[point.run].state == "done")
-    losses = [found["val_loss"] for run in runs if (found := result(plan.multirun.run(run)))]
+    points = plan.arms()[baseline]
+    done = [point for point in points if plan.observations[point.run].state == "done"]
+    results = {point.run: result(plan.multirun.run(point.run)) for point in done}
+    losses = descriptive.per_seed(descriptive.by_seed(done, results))
     if sd := descriptive.sd(losses):
-        return sd, f"of {len(losses)} finished runs of {baseline}"
+        return sd, f"of {len(losses)} finished seeds of {baseline}"
     published = plan.published.get(baseline)
     sd = published.get("sd") if isinstance(published, Mapping) else None
     return (float(sd), f"published for {baseline}") if isinstance(sd, int | float) and sd > 0 else None

@@ -44,11 +44,8 @@ def of(evidence: Evidence) -> Tables:
     """All tables of a sweep; what is not known is missing from a row, never 0."""
     arms = evidence.arms()
     by_kind = len(arms) > DISTINGUISHABLE
-    base = descriptive.mean(
-        [loss for run in evidence.of_arm(evidence.baseline) if (loss := run.val_loss) is not None]
-        if evidence.baseline
-        else []
-    )
+    results = {name: run.result for name, run in evidence.runs.items()}
+    base = descriptive.mean(descriptive.per_seed(descriptive.by_seed(arms.get(evidence.baseline or "", ()), results)))
     tables: Tables = {
         name: [] for name in ("runs", "curves", "means", "lambdas", "readout", "shares", "rates", "gates")
     }
