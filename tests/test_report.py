@@ -2,12 +2,15 @@
 
 import csv
 import json
+import math
 import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 from sweep_folders import Made
 from typer.testing import CliRunner
 
@@ -149,7 +152,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     none, five = arms.of_sweep(made.multirun, "question")
     assert (none.val_loss_sd, five.difference) == (pytest.approx(0.03 / 2**0.5), pytest.approx(row["difference"]))
     assert any(text.endswith("none (6 runs, 2 seeds), 5 (6 runs, 2 seeds)") for text in found.warnings)
-    assert "measured over 2 seeds of none" in power("question", "--multirun", str(tmp_path))
+    assert "of 4 finished seeds of 2 arms" in power("question", "--multirun", str(tmp_path))
 
 
 @pytest.mark.parametrize("imported", [False, True])
@@ -169,6 +172,24 @@ def test_pairs_only_where_they_were_declared(tmp_path: Path) -> None:
         made.arm("5", losses[1], sources=[5])
         row = rows(findings.find(made.read()), "difference")[0]
         assert (row["says"], row["test"]) == (says, "paired" if paired else "dunnett")
+
+
+def test_pairs_are_counted_and_more_of_them_advised(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none", plan={"paired": True})
+    made.arm("none", [2.0, 3.0, 4.0, None, None])
+    made.arm("5", [1.99, 3.02, 3.99, 5.0, 6.0], sources=[5])
+    found = findings.find(made.read())
+    [row], sd = rows(found, "difference"), np.std([-0.01, 0.02, -0.01], ddof=1)
+    assert (row["n"], row["test"]) == (3, "paired")
+    assert "(n = 3, 95 % interval" in found.answer
+    made = Made(tmp_path / "fewer", baseline="none", plan={"paired": True})
+    made.arm("none", [2.0, 3.0])
+    made.arm("5", [1.99, 3.02], sources=[5])
+    found = findings.find(made.read())
+    [row], sd = rows(found, "difference"), np.std([-0.01, 0.02], ddof=1)
+    effect = 0.005 / sd
+    assert row["seeds_to_tell"] == math.ceil(TTestPower().solve_power(effect_size=effect, alpha=0.05, power=0.8))
+    assert rows(found, "power")[0]["sd"] == pytest.approx(sd)
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
@@ -245,7 +266,9 @@ def test_power_from_a_sweep(tmp_path: Path) -> None:
     assert found["alpha"] == pytest.approx(0.025)
     assert found["spread"]["gpu_hours"] == pytest.approx(80 / 3600)
     assert row["gpu_hours_for_half"] == pytest.approx(3 * row["seeds_for_half"] * 80 / 3600)
-    assert "measured over 3 seeds of none" in power("question", "--multirun", str(tmp_path))
+    assert "of 3 finished seeds of 1 arm; sd of few runs: could be 4.4 times as large" in power(
+        "question", "--multirun", str(tmp_path)
+    )
 
 
 def test_power_of_a_given_spread_is_its_own_inverse() -> None:
@@ -275,9 +298,26 @@ def test_power_needs_a_spread(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92])
     made.write()
-    assert "has 1 finished seed(s); two that differ are needed" in power(
+    assert "no arm of sweep question has two finished seeds that differ" in power(
         "question", "--multirun", str(tmp_path), status=2
     )
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_power_says_what_the_report_says(tmp_path: Path, paired: bool) -> None:
+    """The baseline's runs lie closer together by chance: the report's test goes by the spread of all arms."""
+    made = Made(tmp_path, baseline="none", plan={"paired": paired})
+    for arm, losses in (("none", [2.92, 2.921, 2.923]), ("5", [2.85, 2.88, 2.87]), ("6", [2.93, 2.95, 2.97])):
+        made.arm(arm, losses, sources=[] if arm == "none" else [int(arm)])
+    reported = {row["seeds_per_arm"]: row for row in rows(findings.find(made.read()), "power")}
+    told = json.loads(power("question", "--json", "--multirun", str(tmp_path)))
+    assert {row["seeds"]: row["difference"] for row in told["rows"]} == {
+        n: pytest.approx(row["detectable_difference"]) for n, row in reported.items()
+    }
+    assert told["spread"]["sd"] == reported[5]["sd"]
+    text = power("question", "--multirun", str(tmp_path))
+    what = "6 differences in pairs of 2 arms; sd of few runs: could be 2.4 times as large" if paired else "9 finished"
+    assert f"measured: of {what}" in " ".join(text.split())
 
 
 # ----------------------------------------------------------------------------------------- partial and damaged folders

@@ -174,12 +174,13 @@ def pairs_would_detect_more(evidence: Evidence, compared: Comparison) -> str | N
         return None
     tested = [arm for arm in compared.arms.values() if arm.test is not None]
     both = [descriptive.pairs(arm.by_seed, base.by_seed) for arm in tested]
-    pooled = statistics.pooled_sd([[own - of_base for of_base, own in pairs] for pairs in both])
-    if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * 2**0.5 * compared.spread:
+    pooled = descriptive.pooled_sd([[own - of_base for of_base, own in pairs] for pairs in both])
+    apart = 2**0.5 * compared.spread.sd
+    if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * apart:
         return None
     return (
         f"differences between runs of the same seed have an sd of only {pooled[0]:.2g}, those between different seeds "
-        f"one of {2**0.5 * compared.spread:.2g}: a new sweep with sweep.paired=true would detect smaller differences"
+        f"one of {apart:.2g}: a new sweep with sweep.paired=true would detect smaller differences"
     )
 
 

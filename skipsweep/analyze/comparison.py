@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skipsweep.analyze import descriptive, statistics
-from skipsweep.analyze.descriptive import BySeed
+from skipsweep.analyze.descriptive import BySeed, Spread
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.analyze.statistics import Design, Summary, Test
 
@@ -48,14 +48,13 @@ class Comparison:
     baseline: TestedArm | None
     family: int
     """How many arms were tested together."""
-    spread: float | None
-    """Standard deviation of a seed's loss within its arm, pooled."""
+    spread: Spread | None
+    """Of seeds within their arm, of all arms that share no run; in a paired sweep of differences."""
 
     @property
     def design(self) -> Design:
         """As which further seeds would be planned."""
-        one_sd = all(arm.test.method == "dunnett" for arm in self.arms.values() if arm.test is not None)
-        return Design(self.family + 1, pooled=one_sd)
+        return statistics.design(self.spread, self.family + 1)
 
 
 def compare(evidence: Evidence) -> Comparison:
@@ -86,6 +85,7 @@ def compare(evidence: Evidence) -> Comparison:
         )
         for arm, points in evidence.arms().items()
     }
-    pooled = statistics.pooled_sd([losses[arm] for arm in runs if arm not in shares])
+    alone = {arm: found for arm, found in by_seed.items() if arm not in shares}
+    spread = descriptive.spread(alone, evidence.baseline, evidence.paired)
     baseline = arms.get(evidence.baseline) if evidence.baseline is not None else None
-    return Comparison(arms, baseline, len(tests), pooled and pooled[0])
+    return Comparison(arms, baseline, len(tests), spread)

@@ -35,6 +35,15 @@ def sd(values: Sequence[float]) -> float | None:
     return 0.0 if found <= TINY * abs(centre) else found
 
 
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """(sd within groups, its degrees of freedom); None where no group has two values. A group of one adds nothing."""
+    df = sum(len(g) - 1 for g in groups if g)
+    if df < 1:
+        return None
+    squares = math.fsum((len(g) - 1) * s * s for g in groups if (s := sd(g)) is not None)
+    return math.sqrt(squares / df), df
+
+
 # ----------------------------------------------------------------------------------------------- against the baseline
 
 
@@ -77,6 +86,37 @@ def pairs(own: BySeed, base: BySeed) -> list[tuple[float, float]]:
 def per_seed(arm: BySeed) -> list[float]:
     """One loss per seed, the mean over its repetitions: they are the very same run again, and no further evidence."""
     return [fmean(losses) for losses in arm.values()]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What differences from the baseline are judged by, in reports and in what is planned."""
+
+    groups: Sequence[Sequence[float]]
+    """Losses of each arm, one per seed; in a paired sweep differences from the baseline, one per pair."""
+    paired: bool
+    sd: float
+    """Within groups, nats per token."""
+    df: int
+
+    @property
+    def source(self) -> str:
+        """What it was measured on."""
+        known = [len(group) for group in self.groups if len(group) > 1]
+        what = "differences in pairs" if self.paired else "finished seeds"
+        return f"of {sum(known)} {what} of {len(known)} arm{'s' if len(known) > 1 else ''}"
+
+
+def spread(arms: Mapping[str, BySeed], baseline: str | None, paired: bool) -> Spread | None:
+    """Of arms that have no runs in common; None where no arm has two seeds, or pairs."""
+    base = arms.get(baseline or "", {})
+    groups = (
+        [[own - of_base for of_base, own in pairs(arm, base)] for name, arm in arms.items() if name != baseline]
+        if paired
+        else [per_seed(arm) for arm in arms.values()]
+    )
+    pooled = pooled_sd(groups)
+    return None if pooled is None else Spread(groups, paired, *pooled)
 
 
 def by_seed(points: Iterable[PlannedPoint], results: Mapping[str, Mapping[str, Any] | None]) -> BySeed:

@@ -88,7 +88,8 @@ def _answer(evidence: Evidence, compared: Comparison) -> str:
     if not tested:
         return f"Nothing can be compared with the baseline {base.name} yet. {_best(compared)}"
     if all(arm.test is None or arm.test.p is None for arm in tested):
-        return f"Differences cannot be distinguished from noise: {_why_untested(compared)}. {_best(compared)}"
+        why = _why_untested(compared, evidence.paired)
+        return f"Differences cannot be distinguished from noise: {why}. {_best(compared)}"
     found = sorted((arm for arm in tested if arm.differs), key=lambda arm: _difference(arm))
     if not found:
         return _nothing(compared, tested)
@@ -116,7 +117,7 @@ def _described(arm: TestedArm) -> str:
     assert test is not None
     interval = "" if test.low is None else f", 95 % interval {test.low:+.5f} to {test.high:+.5f}"
     p = "" if test.p is None else f", p = {test.p:.2g}"
-    return f"{arm.name} at {test.difference:+.5f} nats/token (n = {len(arm.losses)}{interval}{p})"
+    return f"{arm.name} at {test.difference:+.5f} nats/token (n = {test.n}{interval}{p})"
 
 
 def _more(compared: Comparison, arm: TestedArm) -> str:
@@ -137,10 +138,10 @@ def _best(compared: Comparison) -> str:
     return f"{lead} is {best.summary.mean:.5f}{half} nats/token over {runs} of {best.name}."
 
 
-def _why_untested(compared: Comparison) -> str:
+def _why_untested(compared: Comparison, paired: bool) -> str:
     if compared.spread is None:
-        return "no arm has two finished runs"
-    return "runs within an arm show no spread" if compared.spread == 0 else "there are too few runs"
+        return f"no arm has two finished {'pairs' if paired else 'runs'}"
+    return "runs within an arm show no spread" if compared.spread.sd == 0 else "there are too few runs"
 
 
 def _difference(arm: TestedArm) -> float:
@@ -153,7 +154,7 @@ def _needed(compared: Comparison, arm: TestedArm) -> int | None:
     test = arm.test
     if test is None or arm.differs or not test.sd:
         return None
-    spread = test.sd if test.method != "paired" else test.sd / 2**0.5
+    spread = compared.spread.sd if test.method == "paired" and compared.spread else test.sd
     return statistics.seeds_for(test.difference, spread, compared.design)
 
 
@@ -189,7 +190,7 @@ def _one_difference(compared: Comparison, arm: TestedArm) -> Row:
     test = arm.test
     return {
         "arm": arm.name,
-        "n": len(arm.losses),
+        "n": test and test.n,
         "difference": test and test.difference,
         "low_95": test and test.low,
         "high_95": test and test.high,
@@ -269,12 +270,12 @@ def _lambdas(compared: Comparison) -> list[Row]:
 def _power(compared: Comparison) -> list[Row]:
     """Smallest true difference that n seeds per arm detect with 80 % power, at 5 % over all arms."""
     spread = compared.spread
-    if not spread:
+    if spread is None or not spread.sd:
         return []
     tests = max(1, compared.family)
     return [
-        {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread, n, compared.design)}
-        | {"sd": spread, "arms_tested": tests, "power": statistics.POWER}
+        {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread.sd, n, compared.design)}
+        | {"sd": spread.sd, "arms_tested": tests, "power": statistics.POWER}
         for n in statistics.SEEDS
     ]
 
