@@ -66,6 +66,20 @@ def test_the_table_of_crossings(tmp_path: Path) -> None:
     assert by_arm["d0"]["reached"] == "stopped", "nobody knows whether it would have got there"
 
 
+def test_no_mean_over_the_fast_runs_alone(tmp_path: Path) -> None:
+    """One run of four reaches the target, sooner than the baseline's: the other three would have taken longer."""
+    made = Made(tmp_path, baseline="none", target=2.0)
+    made.arm("none", [1.5] * 4, curve=[(0, 0.0, 3.5), (75, 10.0, 1.5)])
+    for seed, (loss, curve) in enumerate([(1.5, [(0, 0.0, 3.5), (50, 7.0, 1.5)]), *[(2.5, None)] * 3]):
+        made.point("5", seed, made.run("5", seed, loss, curve=curve).name, [5])
+    made.arm("6", [1.5, None], curve=[(0, 0.0, 3.5), (75, 10.0, 1.5)], sources=[6], state=None)
+    none, five, six = rows(findings.find(made.read()), "time_to_target_per_arm")
+    assert (none["mean_step"], none["mean_time_s"], none["says"]) == (56, 7.5, None)
+    assert (five["mean_step"], five["mean_time_s"]) == (None, None)
+    assert five["says"] == "1 of 4 reached it: no mean over the fast ones alone"
+    assert six["mean_step"] == 56
+
+
 # -------------------------------------------------------------------------------------------------------- the answer
 
 
