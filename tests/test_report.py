@@ -415,6 +415,25 @@ def test_arms_that_differ_in_more_and_arms_with_one_run_are_named(tmp_path: Path
     assert any(text.startswith("the best of 3 arms looks better than it is") for text in warnings)
 
 
+def test_an_arm_of_another_size_is_named(tmp_path: Path) -> None:
+    """A head 100 times as large wins by its size."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93])
+    made.arm("5", [2.915, 2.925], sources=[5])
+    for run in made.arm("large", [2.82, 2.83], sources=[5]):
+        result = json.loads(run.result.read_text())
+        result["parameters"]["head"], result["flops_per_token"]["head"] = 50_000, 300_000
+        run.result.write_text(json.dumps(result))
+    found = findings.find(made.read())
+    [told] = [text for text in found.warnings if "another size" in text]
+    assert told.endswith(": large (parameters +3,300 %, training FLOPs +3,300 %)")
+    assert [(row["parameters"], row["training_pflop"]) for row in rows(found, "final_loss")] == [
+        (1500, pytest.approx(9000 * 204_800 / 1e15)),
+        (1500, pytest.approx(9000 * 204_800 / 1e15)),
+        (51_000, pytest.approx(306_000 * 204_800 / 1e15)),
+    ]
+
+
 def test_a_run_that_diverged_is_named_and_the_other_arms_are_still_told_apart(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92, 2.921, 2.922])
@@ -512,7 +531,8 @@ def test_a_small_sweeps_tables(tmp_path: Path) -> None:
     interval = stats.t.interval(0.95, 2, 2.92, 0.02 / 3**0.5)
     assert base == {"arm": "none", "planned": 3, "n": 3, "min": 2.9, "max": 2.94,
                     "mean": pytest.approx(2.92), "sd": pytest.approx(0.02),
-                    "low_95": pytest.approx(interval[0]), "high_95": pytest.approx(interval[1])}  # fmt: skip
+                    "low_95": pytest.approx(interval[0]), "high_95": pytest.approx(interval[1]),
+                    "parameters": 1500, "training_pflop": pytest.approx(9000 * 204_800 / 1e15)}  # fmt: skip
     assert (five["mean"], five["sd"]) == (pytest.approx(2.82), pytest.approx(0.02 / 2**0.5))
     assert (six["mean"], six["sd"], six["low_95"]) == (2.94, None, None)
     better, same = rows(found, "difference")

@@ -115,6 +115,12 @@ def _total(results: Sequence[dict[str, Any]], key: str) -> int | None:
     return None if groups is None else sum(groups.values())
 
 
+def training_flops(result: Mapping[str, Any]) -> float | None:
+    """Operations of the whole training, forward and backward, in units of 1e15."""
+    parts, tokens = result.get("flops_per_token"), result.get("tokens")
+    return None if not parts or not tokens else sum(parts.values()) * tokens / 1e15
+
+
 def inference_flops(results: Sequence[Mapping[str, Any]], column: str) -> float | None:
     """Mean operations of a forward pass per token, those of the whole model where there are no gates; None where no run
     says it."""

@@ -9,6 +9,8 @@ from skipsweep.analyze.evidence import Evidence, Run
 MOST_NAMED = 5
 PAIRS_DF = 4
 """Degrees of freedom from which on the spread of differences is known well enough to recommend pairs."""
+SAME_SIZE = 0.01
+"""Part of the baseline's parameters or operations up to which an arm counts as its size."""
 WORTH_PAIRING = 0.5
 """Of the spread without pairs: half of it is worth four times the seeds."""
 
@@ -70,7 +72,8 @@ def single_seed(evidence: Evidence, compared: Comparison) -> str | None:
 
 
 def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
-    """Dunnett's test holds its level also where spreads differ, as long as arms have as many runs as others."""
+    """Where an arm of few runs spreads more than the others, Dunnett's test finds most that does not exist; with equal
+    numbers it finds some as well, above all where it is the baseline that spreads (docs/reading-a-report.md)."""
     if not _one_sd(compared):
         return None
     most = max(len(arm.losses) for arm in compared.arms.values())
@@ -157,6 +160,25 @@ def other_steps(evidence: Evidence, compared: Comparison) -> str | None:
     return f"the baseline ran {', '.join(map(str, sorted(base)))} steps, these arms a different number: {named(arms)}"
 
 
+def other_size(evidence: Evidence, compared: Comparison) -> str | None:
+    """Parameters and operations lower a loss by themselves."""
+    base = compared.baseline
+    if base is None:
+        return None
+    arms = []
+    for arm in compared.arms.values():
+        sizes = {
+            "parameters": (arm.parameters, base.parameters),
+            "training FLOPs": (arm.training_flops, base.training_flops),
+        }
+        more = {what: own / of_base - 1 for what, (own, of_base) in sizes.items() if own and of_base}
+        off = [f"{what} {100 * part:+,.0f} %" for what, part in more.items() if abs(part) > SAME_SIZE]
+        arms += [f"{arm.name} ({', '.join(off)})"] if off else []
+    if not arms:
+        return None
+    return f"arms of another size than the baseline, so that part of their difference may be due to that: {named(arms)}"
+
+
 def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
     if compared.family < 3 or any(arm.differs for arm in compared.arms.values()):
         return None
@@ -236,6 +258,7 @@ RULES = (
     diverged,
     confounded,
     other_steps,
+    other_size,
     shared_runs,
     single_seed,
     fewer_runs,

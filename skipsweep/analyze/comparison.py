@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skipsweep.analyze import descriptive, statistics
+from skipsweep.analyze.arms import training_flops
 from skipsweep.analyze.descriptive import BySeed, Spread
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.analyze.statistics import Design, Summary, Test
@@ -33,6 +34,17 @@ class TestedArm:
     def finished(self) -> list[tuple[Run, float]]:
         """Runs that have a final loss, and what it is: several per seed where it was repeated."""
         return [(run, loss) for run in self.runs if (loss := run.val_loss) is not None]
+
+    @property
+    def parameters(self) -> float | None:
+        """Mean over its finished runs; None where none says it, as imported ones do not."""
+        groups = [(run.result or {}).get("parameters") for run in self.runs]
+        return descriptive.mean([sum(found.values()) for found in groups if found])
+
+    @property
+    def training_flops(self) -> float | None:
+        """Mean over its finished runs, in units of 1e15."""
+        return descriptive.mean([f for run in self.runs if (f := training_flops(run.result or {})) is not None])
 
     @property
     def differs(self) -> bool:

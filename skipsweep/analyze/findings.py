@@ -177,6 +177,8 @@ def _arm(arm: TestedArm) -> Row:
         "high_95": found and found.high,
         "min": min(arm.losses, default=None),
         "max": max(arm.losses, default=None),
+        "parameters": None if arm.parameters is None else round(arm.parameters),
+        "training_pflop": arm.training_flops,
     }
 
 

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from skipsweep.analyze import descriptive
-from skipsweep.analyze.arms import inference_flops
+from skipsweep.analyze.arms import inference_flops, training_flops
 from skipsweep.analyze.documents import as_number
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.sweep_file import GIVEN, PlannedPoint
@@ -97,7 +97,7 @@ def _run(number: int, point: PlannedPoint, run: Run, colour: str, base: float | 
         "layer": layers[0] if len(point.sources) == len(layers) == 1 else None,
         # Blocks between the output of a source and the output of the last block.
         "distance": depth - 1 - fmean(layers) if depth and layers and len(layers) == len(point.sources) else None,
-        "flops": _flops(result),
+        "flops": training_flops(result),
         "inference": _inference(result),
         "sparsity": _sparsity(run),
     }
@@ -116,12 +116,6 @@ def _kind(point: PlannedPoint, run: Run, is_baseline: bool) -> str:
     kind = point.kind or "arm"
     head = run.setting("head_type", "name")
     return f"{kind}, {head}" if head and point.sources else kind
-
-
-def _flops(result: Mapping[str, Any]) -> float | None:
-    """Of the whole training, in units of 1e15: FLOPs per token times tokens."""
-    parts, tokens = result.get("flops_per_token"), result.get("tokens")
-    return None if not parts or not tokens else sum(parts.values()) * tokens / 1e15
 
 
 def _inference(result: Mapping[str, Any]) -> float | None:
