@@ -14,6 +14,7 @@ from statsmodels.stats.power import TTestPower
 from sweep_folders import Made
 from typer.testing import CliRunner
 
+from skipsweep import published
 from skipsweep.analyze import arms, findings, report, targets
 from skipsweep.analyze.findings import Findings
 from skipsweep.cli import app
@@ -475,8 +476,8 @@ def test_pairs_are_recommended_where_seeds_make_most_of_the_spread(tmp_path: Pat
 
 
 def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
-    published = {"5": {"mean": 2.9, "sd": 0.001, "n": 3}, "none": 2.93, "9": {"mean": 2.5}}
-    made = Made(tmp_path, baseline="none", plan={"published": published})
+    theirs = {"5": {"mean": 2.9, "sd": 0.001, "n": 3}, "none": 2.93, "9": {"mean": 2.5}}
+    made = Made(tmp_path, baseline="none", plan={"published": theirs})
     made.arm("none", [2.92, 2.93])
     made.arm("5", [None], sources=[5], state="planned")
     five, base, other = rows(findings.find(made.read()), "published")
@@ -485,7 +486,7 @@ def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
     assert (other["arm"], other["n"]) == ("9", None)
 
 
-MEDIUM = {"data.name": "fineweb10B", "model.layers": 16, "model.dim": 1024}
+MEDIUM = dict(published.SETTINGS) | {"lambda_init.x_lambda": 1.0, "lambda_init.skip_lambda": 0.0}
 
 
 def test_shipped_figures_stand_beside_the_arms_that_repeat_them(tmp_path: Path) -> None:
@@ -507,7 +508,23 @@ def test_shipped_figures_stand_beside_the_arms_that_repeat_them(tmp_path: Path) 
     assert "Snoo" in told
 
 
-@pytest.mark.parametrize("other", [{"data.name": "sotu"}, {"model.layers": 12}, {"model.dim": 768}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data.name": "sotu"},
+        {"model.layers": 12},
+        {"model.dim": 768},
+        {"residual.unet": []},
+        {"residual.unet": [[6, 12], [4, 13], [2, 14]]},
+        {"residual.rolling": True},
+        {"embeddings.mix": False, "embeddings.extra": 0, "embeddings.value_layers": []},
+        {"gate_targets.name": "proportional"},
+        {"optim.name": "adamw"},
+        {"lambda_init.skip_lambda": 0.5},
+        {"head_type.name": ["add"]},
+    ],
+    ids=str,
+)
 def test_shipped_figures_of_another_corpus_or_trunk_stand_nowhere(tmp_path: Path, other: dict[str, object]) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92, 2.93])
