@@ -115,6 +115,15 @@ def test_every_finished_run_has_a_mark_also_where_marks_coincide(tmp_path: Path)
     assert marks(scalars.skips(data), data) == 4, "the failed run's last known weight is among them"
 
 
+def test_a_mean_does_not_zigzag_between_runs_validated_at_other_steps(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    for seed, (every, last, off) in enumerate([(25, 100, 0.0), (25, 100, 0.1), (50, 100, 1.0), (25, 50, 2.0)]):
+        curve = [(step, float(step), 4.0 - step / 100 + off) for step in range(0, last + 1, every)]
+        made.point("none", seed, made.run("none", seed, None if last < 100 else 3.0 + off, curve=curve).name)
+    means = tables.of(made.read())["means"]
+    assert [(row["step"], row["n"]) for row in means] == [(0, 4), (50, 4), (100, 3)]
+
+
 def test_orderings_stand_side_by_side_and_equal_points_are_all_drawn(tmp_path: Path) -> None:
     data = tables.of(orderings(tmp_path))
     assert marks(finals.per_ordering(data), data) == 6

@@ -2,7 +2,7 @@
 
 runs     one row per point that is done: what it was and where it ended
 curves   one row per point and validation: step, training time, validation loss
-means    one row per arm and step: mean over its runs, with the band of one standard deviation
+means    one row per arm and step that all its runs have validated: their mean, with the band of one standard deviation
 lambdas  one row per point, validation and learned scalar that belongs to a layer
 readout  one row per point, validation and learned scalar of the readout that belongs to no layer
 rates    one row per arm, step and parameter group: the learning rate (of the arm's first run with rows)
@@ -170,12 +170,17 @@ def _shares(number: int, run: Run) -> list[Row]:
 
 
 def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
-    """Mean, band and n per step; where some runs are behind, n says over how many."""
+    """Mean, band and n per step; where some runs are behind, n says over how many. Only at steps that all runs that got
+    as far have validated: a mean over now these, now those would zigzag between them."""
     steps: dict[int, list[Row]] = defaultdict(list)
+    last: dict[int, int] = defaultdict(int)
     for row in curves:
         steps[row["step"]].append(row)
+        last[row["point"]] = max(last[row["point"]], row["step"])
     found = []
     for step, rows in sorted(steps.items()):
+        if len(rows) < sum(got >= step for got in last.values()):
+            continue
         losses = [row["loss"] for row in rows]
         times = [row["time"] for row in rows if "time" in row]
         mean, spread = fmean(losses), descriptive.sd(losses)
