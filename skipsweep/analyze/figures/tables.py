@@ -22,6 +22,7 @@ from skipsweep.analyze import descriptive
 from skipsweep.analyze.arms import inference_flops, training_flops
 from skipsweep.analyze.documents import as_number
 from skipsweep.analyze.evidence import Evidence, Run
+from skipsweep.analyze.figures import panels
 from skipsweep.sweep_file import GIVEN, PlannedPoint
 
 Row = dict[str, Any]
@@ -46,6 +47,7 @@ def of(evidence: Evidence) -> Tables:
     by_kind = len(arms) > DISTINGUISHABLE
     results = {name: run.result for name, run in evidence.runs.items()}
     base = descriptive.mean(descriptive.per_seed(descriptive.by_seed(arms.get(evidence.baseline or "", ()), results)))
+    settings, alone = panels.of_layers(evidence)
     tables: Tables = {
         name: [] for name in ("runs", "curves", "means", "lambdas", "readout", "shares", "rates", "gates")
     }
@@ -55,7 +57,11 @@ def of(evidence: Evidence) -> Tables:
         for point in points:
             run = evidence.runs[point.run]
             colour = _kind(point, run, arm == evidence.baseline) if by_kind else arm
-            tables["runs"].append(_run(number, point, run, colour, base))
+            row = _run(number, point, run, colour, base)
+            if arm in settings:
+                row["panel"] = f"{row.get('head', '?')}: {settings[arm]}"
+                row |= {"alone": alone[arm]} if arm in alone else {}
+            tables["runs"].append(row)
             own = [{"point": number, **row} for row in _series(run, "val/loss", "loss")]
             curves += own
             tables["lambdas"] += _scalars(number, run, most)
