@@ -115,6 +115,15 @@ def test_every_finished_run_has_a_mark_also_where_marks_coincide(tmp_path: Path)
     assert marks(scalars.skips(data), data) == 4, "the failed run's last known weight is among them"
 
 
+def test_a_mean_does_not_zigzag_between_runs_validated_at_other_steps(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none")
+    for seed, (every, last, off) in enumerate([(25, 100, 0.0), (25, 100, 0.1), (50, 100, 1.0), (25, 50, 2.0)]):
+        curve = [(step, float(step), 4.0 - step / 100 + off) for step in range(0, last + 1, every)]
+        made.point("none", seed, made.run("none", seed, None if last < 100 else 3.0 + off, curve=curve).name)
+    means = tables.of(made.read())["means"]
+    assert [(row["step"], row["n"]) for row in means] == [(0, 4), (50, 4), (100, 3)]
+
+
 def test_orderings_stand_side_by_side_and_equal_points_are_all_drawn(tmp_path: Path) -> None:
     data = tables.of(orderings(tmp_path))
     assert marks(finals.per_ordering(data), data) == 6
@@ -136,6 +145,32 @@ def test_what_a_sweep_has_not_is_not_drawn(tmp_path: Path) -> None:
     nothing = Made(tmp_path / "b", baseline="none")
     nothing.arm("none", [None], state="planned")
     assert figures.drawn(tables.of(nothing.read())) == []
+
+
+def test_one_layer_under_several_wirings_has_a_panel_for_each(tmp_path: Path) -> None:
+    """Each with its own arm without sources; a wiring that has none has no line."""
+    made = Made(tmp_path, baseline="none")
+    wirings = {"unet": ([[1, 6]], 2.93), "none": ([], 2.95), "shifted": ([[1, 7]], None)}
+    for name, (unet, loss) in wirings.items():
+        recipe = {"residual.unet": unet, "residual.rolling": False}
+        if loss is not None:
+            made.arm("none" if name == "unet" else f"alone/{name}", [loss, loss + 0.01], recipe=recipe)
+        for layer in (2, 5):
+            more = {"lambda_init.x_lambda": 1.0} | (recipe if layer == 2 else {"residual.unet": unet})
+            made.arm(f"{name}/{layer}", [2.92, 2.91], sources=[layer], recipe=more)
+    data = tables.of(made.read())
+    found = {row["panel"]: row.get("alone") for row in data["runs"] if "layer" in row}
+    assert found == {
+        "add: residual.unet=[[1,6]]": pytest.approx(2.935),
+        "add: residual.unet=[]": pytest.approx(2.955),
+        "add: residual.unet=[[1,7]]": None,
+    }
+    figure = finals.per_layer(data)
+    assert marks(figure, data) == 12
+    assert drawing(figure, data).count("mean without a source</text>") == 2
+    assert figure is not None
+    assert "what else differs" in figure.caption
+    assert "dashed: the mean without a source." in figure.caption
 
 
 def test_axes_have_units_and_captions_say_n(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """The published losses: as many as were published, and the means that follow from them."""
 
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from skipsweep import published
+from skipsweep.config import leaves, recipe_of
 from skipsweep.errors import UserError
+from skipsweep.sweep import launch
+from skipsweep.sweep.entry import from_command_line
 
 
 def test_counts_and_known_values() -> None:
@@ -45,3 +49,16 @@ def test_every_set_says_where_it_is_from(name: str) -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match=r"valid: single_add, concat_head, multi_add"):
         published.load("nothing")
+
+
+@pytest.mark.parametrize("head", ["add", "concat"])
+def test_the_settings_are_those_of_the_medium_preset(
+    head: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single layer there is what was published; identity.json holds the settings in that form."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
+    arguments = ["scale=medium", f"head_type={head}", "skip_layers=5", f"paths.multirun={tmp_path}"]
+    [config] = launch.make_plan(from_command_line(arguments)).configs.values()
+    recipe = leaves(recipe_of(config))
+    wanted = published.SETTINGS | published.OF_HEAD.get(head, {})
+    assert {key: recipe[key] for key in wanted} == wanted

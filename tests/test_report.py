@@ -2,16 +2,20 @@
 
 import csv
 import json
+import math
 import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 from sweep_folders import Made
 from typer.testing import CliRunner
 
-from skipsweep.analyze import findings, report, targets
+from skipsweep import published
+from skipsweep.analyze import arms, findings, report, targets
 from skipsweep.analyze.findings import Findings
 from skipsweep.cli import app
 from skipsweep.errors import UserError
@@ -61,6 +65,20 @@ def test_the_table_of_crossings(tmp_path: Path) -> None:
     assert (by_arm["a1"]["reached"], by_arm["a1"]["step"], by_arm["a1"]["time_s"]) == ("never", "", "")
     assert by_arm["c0"]["reached"] == "not yet"
     assert by_arm["d0"]["reached"] == "stopped", "nobody knows whether it would have got there"
+
+
+def test_no_mean_over_the_fast_runs_alone(tmp_path: Path) -> None:
+    """One run of four reaches the target, sooner than the baseline's: the other three would have taken longer."""
+    made = Made(tmp_path, baseline="none", target=2.0)
+    made.arm("none", [1.5] * 4, curve=[(0, 0.0, 3.5), (75, 10.0, 1.5)])
+    for seed, (loss, curve) in enumerate([(1.5, [(0, 0.0, 3.5), (50, 7.0, 1.5)]), *[(2.5, None)] * 3]):
+        made.point("5", seed, made.run("5", seed, loss, curve=curve).name, [5])
+    made.arm("6", [1.5, None], curve=[(0, 0.0, 3.5), (75, 10.0, 1.5)], sources=[6], state=None)
+    none, five, six = rows(findings.find(made.read()), "time_to_target_per_arm")
+    assert (none["mean_step"], none["mean_time_s"], none["says"]) == (56, 7.5, None)
+    assert (five["mean_step"], five["mean_time_s"]) == (None, None)
+    assert five["says"] == "1 of 4 reached it: no mean over the fast ones alone"
+    assert six["mean_step"] == 56
 
 
 # -------------------------------------------------------------------------------------------------------- the answer
@@ -128,6 +146,39 @@ def test_an_arm_that_shares_runs_with_the_baseline_is_not_tested(tmp_path: Path)
     assert any("share runs" in text and "same (with none)" in text for text in found.warnings)
 
 
+def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
+    """Three runs of each of two seeds are two pieces of evidence, in the report as in the sweep's own table."""
+    made = Made(tmp_path, baseline="none", target=3.7)
+    for arm, losses in (("none", (3.96, 3.99)), ("5", (3.68, 3.71))):
+        for seed, loss in enumerate(losses):
+            for replicate in range(3):
+                run = made.run(f"{arm}-r{replicate}", seed, loss, recipe={"replicate": replicate})
+                made.point(arm, seed, run.name, [] if arm == "none" else [5], replicate=replicate)
+    found = findings.find(made.read())
+    [row] = rows(found, "difference")
+    assert row["n"] == 2
+    assert row["p"] == pytest.approx(stats.ttest_ind([3.68, 3.71], [3.96, 3.99]).pvalue)
+    assert [(one["planned"], one["n"], one["sd"]) for one in rows(found, "final_loss")] == [
+        (2, 2, pytest.approx(0.03 / 2**0.5))
+    ] * 2
+    assert rows(found, "target")[1]["p"] == pytest.approx(
+        stats.ttest_1samp([3.68, 3.71], 3.7, alternative="less").pvalue
+    )
+    none, five = arms.of_sweep(made.multirun, "question")
+    assert (none.val_loss_sd, five.difference) == (pytest.approx(0.03 / 2**0.5), pytest.approx(row["difference"]))
+    assert any(text.endswith("none (6 runs, 2 seeds), 5 (6 runs, 2 seeds)") for text in found.warnings)
+    assert "of 4 finished seeds of 2 arms" in power("question", "--multirun", str(tmp_path))
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_seeds_that_agree_to_the_last_digit_are_named(tmp_path: Path, imported: bool) -> None:
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93, 2.925], imported=imported)
+    made.arm("5", [2.91, 2.915, 2.91], sources=[5], imported=imported)
+    named = [text for text in findings.find(made.read()).warnings if "very same loss" in text]
+    assert [text.split(": ")[1] for text in named] == ([] if imported else ["5"])
+
+
 def test_pairs_only_where_they_were_declared(tmp_path: Path) -> None:
     losses = [2.0, 3.0, 4.0], [1.99, 2.985, 3.99]
     for paired, says in ((False, "not distinguishable"), (True, "lower loss")):
@@ -136,6 +187,24 @@ def test_pairs_only_where_they_were_declared(tmp_path: Path) -> None:
         made.arm("5", losses[1], sources=[5])
         row = rows(findings.find(made.read()), "difference")[0]
         assert (row["says"], row["test"]) == (says, "paired" if paired else "dunnett")
+
+
+def test_pairs_are_counted_and_more_of_them_advised(tmp_path: Path) -> None:
+    made = Made(tmp_path, baseline="none", plan={"paired": True})
+    made.arm("none", [2.0, 3.0, 4.0, None, None])
+    made.arm("5", [1.99, 3.02, 3.99, 5.0, 6.0], sources=[5])
+    found = findings.find(made.read())
+    [row], sd = rows(found, "difference"), np.std([-0.01, 0.02, -0.01], ddof=1)
+    assert (row["n"], row["test"]) == (3, "paired")
+    assert "(n = 3, 95 % interval" in found.answer
+    made = Made(tmp_path / "fewer", baseline="none", plan={"paired": True})
+    made.arm("none", [2.0, 3.0])
+    made.arm("5", [1.99, 3.02], sources=[5])
+    found = findings.find(made.read())
+    [row], sd = rows(found, "difference"), np.std([-0.01, 0.02], ddof=1)
+    effect = 0.005 / sd
+    assert row["seeds_to_tell"] == math.ceil(TTestPower().solve_power(effect_size=effect, alpha=0.05, power=0.8))
+    assert rows(found, "power")[0]["sd"] == pytest.approx(sd)
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
@@ -212,7 +281,9 @@ def test_power_from_a_sweep(tmp_path: Path) -> None:
     assert found["alpha"] == pytest.approx(0.025)
     assert found["spread"]["gpu_hours"] == pytest.approx(80 / 3600)
     assert row["gpu_hours_for_half"] == pytest.approx(3 * row["seeds_for_half"] * 80 / 3600)
-    assert "measured over 3 runs of none" in power("question", "--multirun", str(tmp_path))
+    assert "of 3 finished seeds of 1 arm; sd of few runs: could be 4.4 times as large" in power(
+        "question", "--multirun", str(tmp_path)
+    )
 
 
 def test_power_of_a_given_spread_is_its_own_inverse() -> None:
@@ -242,9 +313,26 @@ def test_power_needs_a_spread(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92])
     made.write()
-    assert "has 1 finished run(s); two that differ are needed" in power(
+    assert "no arm of sweep question has two finished seeds that differ" in power(
         "question", "--multirun", str(tmp_path), status=2
     )
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_power_says_what_the_report_says(tmp_path: Path, paired: bool) -> None:
+    """The baseline's runs lie closer together by chance: the report's test goes by the spread of all arms."""
+    made = Made(tmp_path, baseline="none", plan={"paired": paired})
+    for arm, losses in (("none", [2.92, 2.921, 2.923]), ("5", [2.85, 2.88, 2.87]), ("6", [2.93, 2.95, 2.97])):
+        made.arm(arm, losses, sources=[] if arm == "none" else [int(arm)])
+    reported = {row["seeds_per_arm"]: row for row in rows(findings.find(made.read()), "power")}
+    told = json.loads(power("question", "--json", "--multirun", str(tmp_path)))
+    assert {row["seeds"]: row["difference"] for row in told["rows"]} == {
+        n: pytest.approx(row["detectable_difference"]) for n, row in reported.items()
+    }
+    assert told["spread"]["sd"] == reported[5]["sd"]
+    text = power("question", "--multirun", str(tmp_path))
+    what = "6 differences in pairs of 2 arms; sd of few runs: could be 2.4 times as large" if paired else "9 finished"
+    assert f"measured: of {what}" in " ".join(text.split())
 
 
 # ----------------------------------------------------------------------------------------- partial and damaged folders
@@ -323,9 +411,28 @@ def test_arms_that_differ_in_more_and_arms_with_one_run_are_named(tmp_path: Path
     made.arm("7", [2.925, 2.935], sources=[7])
     warnings = findings.find(made.read()).warnings
     assert any("in more than the question" in text and text.endswith("5 (schedule.steps)") for text in warnings)
-    assert any(text.startswith("arms with a single finished run") and text.endswith(": 5") for text in warnings)
+    assert any(text.startswith("arms with a single finished seed") and text.endswith(": 5") for text in warnings)
     assert any(text.startswith("runs of an arm ended with the very same loss") for text in warnings)
     assert any(text.startswith("the best of 3 arms looks better than it is") for text in warnings)
+
+
+def test_an_arm_of_another_size_is_named(tmp_path: Path) -> None:
+    """A head 100 times as large wins by its size."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.92, 2.93])
+    made.arm("5", [2.915, 2.925], sources=[5])
+    for run in made.arm("large", [2.82, 2.83], sources=[5]):
+        result = json.loads(run.result.read_text())
+        result["parameters"]["head"], result["flops_per_token"]["head"] = 50_000, 300_000
+        run.result.write_text(json.dumps(result))
+    found = findings.find(made.read())
+    [told] = [text for text in found.warnings if "another size" in text]
+    assert told.endswith(": large (parameters +3,300 %, training FLOPs +3,300 %)")
+    assert [(row["parameters"], row["training_pflop"]) for row in rows(found, "final_loss")] == [
+        (1500, pytest.approx(9000 * 204_800 / 1e15)),
+        (1500, pytest.approx(9000 * 204_800 / 1e15)),
+        (51_000, pytest.approx(306_000 * 204_800 / 1e15)),
+    ]
 
 
 def test_a_run_that_diverged_is_named_and_the_other_arms_are_still_told_apart(tmp_path: Path) -> None:
@@ -338,7 +445,7 @@ def test_a_run_that_diverged_is_named_and_the_other_arms_are_still_told_apart(tm
     [told] = [text for text in found.warnings if "diverged" in text]
     assert told.startswith(f"runs that lie far from their arm, possibly diverged: {bad.name} of 6 (7.3000);")
     made.arm("7", [2.91], sources=[7])
-    assert "arms with a single finished run, so that they cannot be tested: 7" in findings.find(made.read()).warnings
+    assert "arms with a single finished seed, so that they cannot be tested: 7" in findings.find(made.read()).warnings
 
 
 def test_an_arm_that_borrows_the_spread_of_larger_ones_is_named(tmp_path: Path) -> None:
@@ -369,8 +476,8 @@ def test_pairs_are_recommended_where_seeds_make_most_of_the_spread(tmp_path: Pat
 
 
 def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
-    published = {"5": {"mean": 2.9, "sd": 0.001, "n": 3}, "none": 2.93, "9": {"mean": 2.5}}
-    made = Made(tmp_path, baseline="none", plan={"published": published})
+    theirs = {"5": {"mean": 2.9, "sd": 0.001, "n": 3}, "none": 2.93, "9": {"mean": 2.5}}
+    made = Made(tmp_path, baseline="none", plan={"published": theirs})
     made.arm("none", [2.92, 2.93])
     made.arm("5", [None], sources=[5], state="planned")
     five, base, other = rows(findings.find(made.read()), "published")
@@ -379,7 +486,7 @@ def test_published_results_stand_beside_ours(tmp_path: Path) -> None:
     assert (other["arm"], other["n"]) == ("9", None)
 
 
-MEDIUM = {"data.name": "fineweb10B", "model.layers": 16, "model.dim": 1024}
+MEDIUM = dict(published.SETTINGS) | {"lambda_init.x_lambda": 1.0, "lambda_init.skip_lambda": 0.0}
 
 
 def test_shipped_figures_stand_beside_the_arms_that_repeat_them(tmp_path: Path) -> None:
@@ -401,7 +508,23 @@ def test_shipped_figures_stand_beside_the_arms_that_repeat_them(tmp_path: Path) 
     assert "Snoo" in told
 
 
-@pytest.mark.parametrize("other", [{"data.name": "sotu"}, {"model.layers": 12}, {"model.dim": 768}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data.name": "sotu"},
+        {"model.layers": 12},
+        {"model.dim": 768},
+        {"residual.unet": []},
+        {"residual.unet": [[6, 12], [4, 13], [2, 14]]},
+        {"residual.rolling": True},
+        {"embeddings.mix": False, "embeddings.extra": 0, "embeddings.value_layers": []},
+        {"gate_targets.name": "proportional"},
+        {"optim.name": "adamw"},
+        {"lambda_init.skip_lambda": 0.5},
+        {"head_type.name": ["add"]},
+    ],
+    ids=str,
+)
 def test_shipped_figures_of_another_corpus_or_trunk_stand_nowhere(tmp_path: Path, other: dict[str, object]) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.92, 2.93])
@@ -425,7 +548,8 @@ def test_a_small_sweeps_tables(tmp_path: Path) -> None:
     interval = stats.t.interval(0.95, 2, 2.92, 0.02 / 3**0.5)
     assert base == {"arm": "none", "planned": 3, "n": 3, "min": 2.9, "max": 2.94,
                     "mean": pytest.approx(2.92), "sd": pytest.approx(0.02),
-                    "low_95": pytest.approx(interval[0]), "high_95": pytest.approx(interval[1])}  # fmt: skip
+                    "low_95": pytest.approx(interval[0]), "high_95": pytest.approx(interval[1]),
+                    "parameters": 1500, "training_pflop": pytest.approx(9000 * 204_800 / 1e15)}  # fmt: skip
     assert (five["mean"], five["sd"]) == (pytest.approx(2.82), pytest.approx(0.02 / 2**0.5))
     assert (six["mean"], six["sd"], six["low_95"]) == (2.94, None, None)
     better, same = rows(found, "difference")

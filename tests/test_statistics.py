@@ -1,12 +1,13 @@
 """Statistics of final losses against scipy, statsmodels, published figures and cases made by hand."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower
+from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from skipsweep.analyze import descriptive, statistics
 
@@ -214,6 +215,35 @@ def test_more_arms_share_the_level_and_pool_their_spread() -> None:
     t = stats.t.ppf(1 - 0.05 / 6, 8)
     expected = stats.nct.sf(t, 8, 2.0 * math.sqrt(3 / 2)) + stats.nct.cdf(-t, 8, 2.0 * math.sqrt(3 / 2))
     assert statistics.power(2.0, 1.0, 3, design) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "difference"), [(3, 4.0), (5, 1.5), (20, 0.6)])
+def test_power_of_pairs_is_statsmodels(n: int, difference: float) -> None:
+    """n pairs are n differences: a test of one sample, whatever the other arms."""
+    pairs = statistics.Design(2, paired=True)
+    assert statistics.power(2 * difference, 2.0, n, pairs) == pytest.approx(
+        TTestPower().power(difference, n, 0.05), rel=1e-9
+    )
+    assert statistics.Design(5, paired=True).df(n) == n - 1
+
+
+def test_advised_pairs_find_what_they_are_to_find() -> None:
+    """On 2 (n - 1) degrees of freedom it would be 3 pairs, which find it in 61 % of sweeps."""
+    needed = statistics.seeds_for(2.0, 1.0, statistics.Design(2, paired=True))
+    assert needed == 5
+    found = 0
+    for seed in range(400):
+        difference, base = draws(needed, needed, seed=seed)
+        pairs = [(b, b + 2.0 + d) for b, d in zip(base, difference, strict=True)]
+        found += (p := statistics.paired({"a": pairs})["a"].p) is not None and p < statistics.ALPHA
+    assert found > 0.8 * 400
+
+
+@pytest.mark.parametrize("df", [1, 2, 4])
+def test_an_sd_of_few_runs_says_how_large_it_could_be(df: int) -> None:
+    factor = float(re.findall(r"could be (.*) times", statistics.few(df))[0])
+    assert factor == pytest.approx((df / stats.chi2.ppf(0.05, df)) ** 0.5, abs=0.06)
+    assert statistics.few(5) == ""
 
 
 def test_what_seeds_detect_and_how_many_are_needed_agree() -> None:

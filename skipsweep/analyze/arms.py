@@ -21,7 +21,7 @@ class ArmRow:
     done: int
     failed: int
     val_loss: float | None
-    """Mean final validation loss over the finished seeds, nats per token."""
+    """Mean final validation loss over the finished seeds, nats per token; repetitions of a seed are averaged first."""
     val_loss_sd: float | None
     """Standard deviation over the finished seeds; None below two."""
     difference: float | None
@@ -67,9 +67,10 @@ def of_sweep(multirun: Multirun, name: str) -> list[ArmRow]:
     paired, confounds = plan.get("paired") is True, plan.get("confounds", {})  # those of imported sweeps have none
     rows = []
     for arm, points in grouped.items():
+        losses = descriptive.per_seed(by_seed[arm])
         difference = descriptive.difference(by_seed[arm], by_seed.get(baseline or "", {}), paired)
         marks = arm == baseline, paired, same.get(arm), confounds.get(arm, ())
-        rows.append(_row(multirun, points, results, difference, marks))
+        rows.append(_row(multirun, points, results, losses, difference, marks))
     return rows
 
 
@@ -77,13 +78,13 @@ def _row(
     multirun: Multirun,
     points: Sequence[PlannedPoint],
     results: Mapping[str, dict[str, Any] | None],
+    losses: Sequence[float],
     difference: Difference,
     marks: tuple[bool, bool, str | None, Sequence[str]],
 ) -> ArmRow:
     is_baseline, paired, same_as, confounds = marks
     runs = dict.fromkeys(point.run for point in points)
     found = [r for run in runs if (r := results[run]) is not None]
-    losses = [r["val_loss"] for r in found]
     return ArmRow(
         name=points[0].arm,
         planned=len(points),
@@ -112,6 +113,12 @@ def _total(results: Sequence[dict[str, Any]], key: str) -> int | None:
     """Sum over the groups of a count; None where no run says it (imported ones do not)."""
     groups = next((found[key] for found in results if found.get(key)), None)
     return None if groups is None else sum(groups.values())
+
+
+def training_flops(result: Mapping[str, Any]) -> float | None:
+    """Operations of the whole training, forward and backward, in units of 1e15."""
+    parts, tokens = result.get("flops_per_token"), result.get("tokens")
+    return None if not parts or not tokens else sum(parts.values()) * tokens / 1e15
 
 
 def inference_flops(results: Sequence[Mapping[str, Any]], column: str) -> float | None:

@@ -9,6 +9,8 @@ from skipsweep.analyze.evidence import Evidence, Run
 MOST_NAMED = 5
 PAIRS_DF = 4
 """Degrees of freedom from which on the spread of differences is known well enough to recommend pairs."""
+SAME_SIZE = 0.01
+"""Part of the baseline's parameters or operations up to which an arm counts as its size."""
 WORTH_PAIRING = 0.5
 """Of the spread without pairs: half of it is worth four times the seeds."""
 
@@ -24,9 +26,9 @@ def unfinished(evidence: Evidence, compared: Comparison) -> str | None:
     if not open_:
         return None
     few = [
-        f"{arm.name} ({len(arm.losses)}/{len(arm.runs)})"
+        f"{arm.name} ({len(arm.finished)}/{len(arm.runs)})"
         for arm in compared.arms.values()
-        if len(arm.losses) < len(arm.runs)
+        if len(arm.finished) < len(arm.runs)
     ]
     return f"{len(open_)} of {len(evidence.runs)} runs have no result; these arms rest on fewer runs: {named(few)}"
 
@@ -66,11 +68,12 @@ def single_seed(evidence: Evidence, compared: Comparison) -> str | None:
     if not arms:
         return None
     so = "whose spread is assumed to be that of the others" if _one_sd(compared) else "so that they cannot be tested"
-    return f"arms with a single finished run, {so}: {named(arms)}"
+    return f"arms with a single finished seed, {so}: {named(arms)}"
 
 
 def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
-    """Dunnett's test holds its level also where spreads differ, as long as arms have as many runs as others."""
+    """Where an arm of few runs spreads more than the others, Dunnett's test finds most that does not exist; with equal
+    numbers it finds some as well, above all where it is the baseline that spreads (docs/reading-a-report.md)."""
     if not _one_sd(compared):
         return None
     most = max(len(arm.losses) for arm in compared.arms.values())
@@ -78,7 +81,7 @@ def fewer_runs(evidence: Evidence, compared: Comparison) -> str | None:
     if not arms:
         return None
     return (
-        f"arms with at most half of the others' {most} finished runs: the test assumes that they spread as the others "
+        f"arms with at most half of the others' {most} finished seeds: the test assumes that they spread as the others "
         f"do; where they spread more, it finds differences that do not exist: {named(arms)}"
     )
 
@@ -87,9 +90,9 @@ def diverged(evidence: Evidence, compared: Comparison) -> str | None:
     """Named, not left out: that would be a choice made after looking."""
     arms = {arm.name: arm for arm in compared.arms.values() if not arm.shares}
     found = []
-    for name, i in statistics.far({name: arm.losses for name, arm in arms.items()}):
-        run = [run for run in arms[name].runs if run.val_loss is not None][i]
-        found.append(f"{run.name} of {name} ({run.val_loss:.4f})")
+    for name, i in statistics.far({name: [loss for _, loss in arm.finished] for name, arm in arms.items()}):
+        run, loss = arms[name].finished[i]
+        found.append(f"{run.name} of {name} ({loss:.4f})")
     if not found:
         return None
     return (
@@ -118,8 +121,26 @@ def other_seeds(evidence: Evidence, compared: Comparison) -> str | None:
     )
 
 
+def repeated(evidence: Evidence, compared: Comparison) -> str | None:
+    arms = [
+        f"{arm.name} ({len(arm.finished)} runs, {len(arm.losses)} seeds)"
+        for arm in compared.arms.values()
+        if len(arm.losses) < len(arm.finished)
+    ]
+    if not arms:
+        return None
+    return f"repetitions of a seed are no further evidence: it counts once, with the mean of its runs: {named(arms)}"
+
+
 def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
-    arms = [arm.name for arm in compared.arms.values() if arm.summary is not None and arm.summary.sd == 0]
+    """Seeds that agree to the last digit are one run under several names, or a seed that does nothing. Logs that were
+    imported hold a few digits, of which some agree by chance."""
+    arms = [
+        arm.name
+        for arm in compared.arms.values()
+        if (arm.summary is not None and arm.summary.sd == 0)
+        or (len(set(arm.losses)) < len(arm.losses) and not any(run.imported for run in arm.runs))
+    ]
     if not arms:
         return None
     return f"runs of an arm ended with the very same loss, as repetitions of one seed do (no spread): {named(arms)}"
@@ -139,6 +160,25 @@ def other_steps(evidence: Evidence, compared: Comparison) -> str | None:
     return f"the baseline ran {', '.join(map(str, sorted(base)))} steps, these arms a different number: {named(arms)}"
 
 
+def other_size(evidence: Evidence, compared: Comparison) -> str | None:
+    """Parameters and operations lower a loss by themselves."""
+    base = compared.baseline
+    if base is None:
+        return None
+    arms = []
+    for arm in compared.arms.values():
+        sizes = {
+            "parameters": (arm.parameters, base.parameters),
+            "training FLOPs": (arm.training_flops, base.training_flops),
+        }
+        more = {what: own / of_base - 1 for what, (own, of_base) in sizes.items() if own and of_base}
+        off = [f"{what} {100 * part:+,.0f} %" for what, part in more.items() if abs(part) > SAME_SIZE]
+        arms += [f"{arm.name} ({', '.join(off)})"] if off else []
+    if not arms:
+        return None
+    return f"arms of another size than the baseline, so that part of their difference may be due to that: {named(arms)}"
+
+
 def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
     if compared.family < 3 or any(arm.differs for arm in compared.arms.values()):
         return None
@@ -156,12 +196,13 @@ def pairs_would_detect_more(evidence: Evidence, compared: Comparison) -> str | N
         return None
     tested = [arm for arm in compared.arms.values() if arm.test is not None]
     both = [descriptive.pairs(arm.by_seed, base.by_seed) for arm in tested]
-    pooled = statistics.pooled_sd([[own - of_base for of_base, own in pairs] for pairs in both])
-    if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * 2**0.5 * compared.spread:
+    pooled = descriptive.pooled_sd([[own - of_base for of_base, own in pairs] for pairs in both])
+    apart = 2**0.5 * compared.spread.sd
+    if pooled is None or pooled[1] < PAIRS_DF or pooled[0] > WORTH_PAIRING * apart:
         return None
     return (
         f"differences between runs of the same seed have an sd of only {pooled[0]:.2g}, those between different seeds "
-        f"one of {2**0.5 * compared.spread:.2g}: a new sweep with sweep.paired=true would detect smaller differences"
+        f"one of {apart:.2g}: a new sweep with sweep.paired=true would detect smaller differences"
     )
 
 
@@ -217,10 +258,12 @@ RULES = (
     diverged,
     confounded,
     other_steps,
+    other_size,
     shared_runs,
     single_seed,
     fewer_runs,
     other_seeds,
+    repeated,
     no_spread,
     best_of_many,
     pairs_would_detect_more,

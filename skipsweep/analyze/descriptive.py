@@ -35,6 +35,15 @@ def sd(values: Sequence[float]) -> float | None:
     return 0.0 if found <= TINY * abs(centre) else found
 
 
+def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """(sd within groups, its degrees of freedom); None where no group has two values. A group of one adds nothing."""
+    df = sum(len(g) - 1 for g in groups if g)
+    if df < 1:
+        return None
+    squares = math.fsum((len(g) - 1) * s * s for g in groups if (s := sd(g)) is not None)
+    return math.sqrt(squares / df), df
+
+
 # ----------------------------------------------------------------------------------------------- against the baseline
 
 
@@ -43,7 +52,7 @@ class Difference:
     """An arm's final loss against the baseline's."""
 
     value: float | None
-    """Arm minus baseline, as the test estimates it: of the means, each over all finished runs; in a paired sweep the
+    """Arm minus baseline, as the test estimates it: of the means, each over all finished seeds; in a paired sweep the
     mean over pairs. None where one of them has nothing finished."""
     shared: int
     """Seeds that both have finished."""
@@ -54,7 +63,7 @@ class Difference:
 def difference(own: BySeed, base: BySeed, paired: bool) -> Difference:
     """What a table says of an arm; `paired` as the sweep declared before it ran."""
     shared = pairs(own, base)
-    a, b = ([loss for losses in arm.values() for loss in losses] for arm in (own, base))
+    a, b = per_seed(own), per_seed(base)
     value = (of_pairs(shared) if shared else None) if paired else of_means(a, b) if a and b else None
     return Difference(value, len(shared), own.keys() == base.keys())
 
@@ -72,6 +81,42 @@ def of_pairs(both: Sequence[tuple[float, float]]) -> float:
 def pairs(own: BySeed, base: BySeed) -> list[tuple[float, float]]:
     """(baseline's loss, the arm's loss) of every seed that both have finished, each the mean over its repetitions."""
     return [(fmean(base[seed]), fmean(own[seed])) for seed in own if seed in base]
+
+
+def per_seed(arm: BySeed) -> list[float]:
+    """One loss per seed, the mean over its repetitions: they are the very same run again, and no further evidence."""
+    return [fmean(losses) for losses in arm.values()]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What differences from the baseline are judged by, in reports and in what is planned."""
+
+    groups: Sequence[Sequence[float]]
+    """Losses of each arm, one per seed; in a paired sweep differences from the baseline, one per pair."""
+    paired: bool
+    sd: float
+    """Within groups, nats per token."""
+    df: int
+
+    @property
+    def source(self) -> str:
+        """What it was measured on."""
+        known = [len(group) for group in self.groups if len(group) > 1]
+        what = "differences in pairs" if self.paired else "finished seeds"
+        return f"of {sum(known)} {what} of {len(known)} arm{'s' if len(known) > 1 else ''}"
+
+
+def spread(arms: Mapping[str, BySeed], baseline: str | None, paired: bool) -> Spread | None:
+    """Of arms that have no runs in common; None where no arm has two seeds, or pairs."""
+    base = arms.get(baseline or "", {})
+    groups = (
+        [[own - of_base for of_base, own in pairs(arm, base)] for name, arm in arms.items() if name != baseline]
+        if paired
+        else [per_seed(arm) for arm in arms.values()]
+    )
+    pooled = pooled_sd(groups)
+    return None if pooled is None else Spread(groups, paired, *pooled)
 
 
 def by_seed(points: Iterable[PlannedPoint], results: Mapping[str, Mapping[str, Any] | None]) -> BySeed:

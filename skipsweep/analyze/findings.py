@@ -88,7 +88,8 @@ def _answer(evidence: Evidence, compared: Comparison) -> str:
     if not tested:
         return f"Nothing can be compared with the baseline {base.name} yet. {_best(compared)}"
     if all(arm.test is None or arm.test.p is None for arm in tested):
-        return f"Differences cannot be distinguished from noise: {_why_untested(compared)}. {_best(compared)}"
+        why = _why_untested(compared, evidence.paired)
+        return f"Differences cannot be distinguished from noise: {why}. {_best(compared)}"
     found = sorted((arm for arm in tested if arm.differs), key=lambda arm: _difference(arm))
     if not found:
         return _nothing(compared, tested)
@@ -116,7 +117,7 @@ def _described(arm: TestedArm) -> str:
     assert test is not None
     interval = "" if test.low is None else f", 95 % interval {test.low:+.5f} to {test.high:+.5f}"
     p = "" if test.p is None else f", p = {test.p:.2g}"
-    return f"{arm.name} at {test.difference:+.5f} nats/token (n = {len(arm.losses)}{interval}{p})"
+    return f"{arm.name} at {test.difference:+.5f} nats/token (n = {test.n}{interval}{p})"
 
 
 def _more(compared: Comparison, arm: TestedArm) -> str:
@@ -132,14 +133,15 @@ def _best(compared: Comparison) -> str:
     assert best.summary is not None
     half = "" if best.summary.high is None else f" ± {best.summary.high - best.summary.mean:.5f} (95 %)"
     lead = "The lowest mean loss" if len(known) > 1 else "The mean loss"
-    runs = "1 run" if best.summary.n == 1 else f"{best.summary.n} runs"
+    count = len(best.finished)
+    runs = "1 run" if count == 1 else f"{count} runs"
     return f"{lead} is {best.summary.mean:.5f}{half} nats/token over {runs} of {best.name}."
 
 
-def _why_untested(compared: Comparison) -> str:
+def _why_untested(compared: Comparison, paired: bool) -> str:
     if compared.spread is None:
-        return "no arm has two finished runs"
-    return "runs within an arm show no spread" if compared.spread == 0 else "there are too few runs"
+        return f"no arm has two finished {'pairs' if paired else 'runs'}"
+    return "runs within an arm show no spread" if compared.spread.sd == 0 else "there are too few runs"
 
 
 def _difference(arm: TestedArm) -> float:
@@ -152,7 +154,7 @@ def _needed(compared: Comparison, arm: TestedArm) -> int | None:
     test = arm.test
     if test is None or arm.differs or not test.sd:
         return None
-    spread = test.sd if test.method != "paired" else test.sd / 2**0.5
+    spread = compared.spread.sd if test.method == "paired" and compared.spread else test.sd
     return statistics.seeds_for(test.difference, spread, compared.design)
 
 
@@ -167,7 +169,7 @@ def _arm(arm: TestedArm) -> Row:
     found = arm.summary
     return {
         "arm": arm.name,
-        "planned": len(arm.runs),
+        "planned": arm.planned,
         "n": len(arm.losses),
         "mean": found and found.mean,
         "sd": found and found.sd,
@@ -175,6 +177,8 @@ def _arm(arm: TestedArm) -> Row:
         "high_95": found and found.high,
         "min": min(arm.losses, default=None),
         "max": max(arm.losses, default=None),
+        "parameters": None if arm.parameters is None else round(arm.parameters),
+        "training_pflop": arm.training_flops,
     }
 
 
@@ -188,7 +192,7 @@ def _one_difference(compared: Comparison, arm: TestedArm) -> Row:
     test = arm.test
     return {
         "arm": arm.name,
-        "n": len(arm.losses),
+        "n": test and test.n,
         "difference": test and test.difference,
         "low_95": test and test.low,
         "high_95": test and test.high,
@@ -237,19 +241,27 @@ def _crossings_per_arm(rows: Sequence[Row]) -> list[Row]:
     by_arm: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_arm[row["arm"]].append(row)
-    return [
-        {
-            "arm": arm,
-            "runs": len(found),
-            "reached": sum(row["reached"] == "yes" for row in found),
-            "never": sum(row["reached"] == "never" for row in found),
-            "stopped": sum(row["reached"] == "stopped" for row in found),
-            "not_yet": sum(row["reached"] == "not yet" for row in found),
-            "mean_step": descriptive.mean([row["step"] for row in found if row["step"] is not None]),
-            "mean_time_s": descriptive.mean([row["time_s"] for row in found if row["time_s"] is not None]),
-        }
-        for arm, found in by_arm.items()
-    ]
+    return [_crossings(arm, found) for arm, found in by_arm.items()]
+
+
+def _crossings(arm: str, rows: Sequence[Row]) -> Row:
+    """Means only where no run is behind: those that did not reach the target are the slow ones, and without them an arm
+    looks faster the fewer of its runs get there."""
+    count = {what: sum(row["reached"] == what for row in rows) for what in ("yes", "never", "stopped", "not yet")}
+    behind = count["never"] + count["not yet"]
+    known = () if behind else rows
+    some = f"{count['yes']} of {len(rows)} reached it: no mean over the fast ones alone" if count["yes"] else None
+    return {
+        "arm": arm,
+        "runs": len(rows),
+        "reached": count["yes"],
+        "never": count["never"],
+        "stopped": count["stopped"],
+        "not_yet": count["not yet"],
+        "mean_step": descriptive.mean([row["step"] for row in known if row["step"] is not None]),
+        "mean_time_s": descriptive.mean([row["time_s"] for row in known if row["time_s"] is not None]),
+        "says": some if behind else None,
+    }
 
 
 def _lambdas(compared: Comparison) -> list[Row]:
@@ -268,12 +280,12 @@ def _lambdas(compared: Comparison) -> list[Row]:
 def _power(compared: Comparison) -> list[Row]:
     """Smallest true difference that n seeds per arm detect with 80 % power, at 5 % over all arms."""
     spread = compared.spread
-    if not spread:
+    if spread is None or not spread.sd:
         return []
     tests = max(1, compared.family)
     return [
-        {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread, n, compared.design)}
-        | {"sd": spread, "arms_tested": tests, "power": statistics.POWER}
+        {"seeds_per_arm": n, "detectable_difference": statistics.detectable(spread.sd, n, compared.design)}
+        | {"sd": spread.sd, "arms_tested": tests, "power": statistics.POWER}
         for n in statistics.SEEDS
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from skipsweep.analyze import descriptive, statistics
+from skipsweep.analyze import comparison, statistics
 from skipsweep.analyze import evidence as reading
 from skipsweep.analyze.evidence import Evidence, Run
 from skipsweep.analyze.statistics import Design
@@ -14,19 +14,22 @@ from skipsweep.rundir import Multirun
 
 @dataclass(frozen=True)
 class Spread:
-    """Spread of the final loss between runs that differ only in their seed."""
+    """Spread of the final loss between runs that differ only in their seed, or of differences in pairs."""
 
     sd: float
     """Nats per token."""
     source: str
     arms: int = 2
     """Arms that are to have so many seeds, the baseline among them."""
+    pooled: bool = True
+    """Whether all arms' seeds are to go into the sd, as the report's test has it."""
+    paired: bool = False
     gpu_hours: float | None = None
     """Of one run; None where that is not known, or no GPU was used."""
 
     @property
     def design(self) -> Design:
-        return Design(self.arms)
+        return Design(self.arms, self.pooled, self.paired)
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,24 @@ def given(sd: float, arms: int) -> Spread:
 
 
 def measured(multirun: Multirun, sweep: str, arms: int | None = None) -> Spread:
-    """The spread of a sweep's baseline. Raises UserError where it has less than two finished runs that differ."""
+    """The spread that a sweep's report goes by. Raises UserError where no arm has two finished seeds that differ."""
     found = reading.read(multirun, [sweep])
     if found.baseline is None:
         raise UserError(f"sweep {sweep} has no baseline whose spread could be measured; give --sd")
-    runs = [run for run in found.of_arm(found.baseline) if run.val_loss is not None]
-    spread = descriptive.sd([loss for run in runs if (loss := run.val_loss) is not None])
-    if not spread:
-        raise UserError(
-            f"the baseline {found.baseline} of sweep {sweep} has {len(runs)} finished run(s)"
-            f"{' without any spread' if spread == 0 else ''}; two that differ are needed, or --sd"
-        )
-    source = f"measured over {len(runs)} runs of {found.baseline}"
-    return replace(given(spread, arms or max(2, len(found.arms()))), source=source, gpu_hours=_gpu_hours(found))
+    compared = comparison.compare(found)
+    spread = compared.spread
+    if spread is None or not spread.sd:
+        what = "pairs" if found.paired else "seeds"
+        raise UserError(f"no arm of sweep {sweep} has two finished {what} that differ; they are needed, or --sd")
+    to_test = sum(not arm.shares for arm in compared.arms.values())
+    design = statistics.design(spread, arms or max(2, to_test))
+    return replace(
+        given(spread.sd, design.arms),
+        source=f"measured: {spread.source}{statistics.few(spread.df)}",
+        pooled=design.pooled,
+        paired=design.paired,
+        gpu_hours=_gpu_hours(found),
+    )
 
 
 def _gpu_hours(evidence: Evidence) -> float | None:

@@ -1,7 +1,7 @@
 """What others published of an arm, to stand beside ours: declared by the experiment, else from the shipped figures.
 
-Planning has kept of the declared ones those on the runs' own corpus. The shipped ones are found by what an arm is, on
-their trunk and corpus and nowhere else.
+Planning has kept of the declared ones those on the runs' own corpus. The shipped ones are found by what an arm is, with
+the settings that they were made with and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -91,12 +91,13 @@ def _of_arm(points: list[PlannedPoint], runs: Mapping[str, Run]) -> Figures | No
 
 
 def _key(point: PlannedPoint, recipe: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(published experiment, its arm) that a point repeats; None for none, and on other trunks or corpora."""
-    group = {name: value if isinstance(value, Mapping) else {} for name, value in recipe.items()}
-    data, model, head = (group.get(name, {}) for name in ("data", "model", "head_type"))
-    if (data.get("name"), model.get("layers"), model.get("dim")) != (shipped.CORPUS, shipped.LAYERS, shipped.DIM):
+    """(published experiment, its arm) that a point repeats; None for none, and with other settings than theirs."""
+    head = _setting(recipe, "head_type.name")
+    if any(
+        _setting(recipe, key) != value for key, value in (shipped.SETTINGS | shipped.OF_HEAD.get(str(head), {})).items()
+    ):
         return None
-    match head.get("name"), point.sources:
+    match head, point.sources:
         case "add", [int(layer)]:
             return "single_add", f"layer={layer}"
         case "concat", [int(layer)]:
@@ -106,6 +107,13 @@ def _key(point: PlannedPoint, recipe: Mapping[str, Any]) -> tuple[str, str] | No
         case "add", [_, _, *_]:
             return _of_ordering(point)
     return None
+
+
+def _setting(recipe: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    group, name = key.split(".")
+    found = recipe.get(group)
+    return found.get(name) if isinstance(found, Mapping) else None
 
 
 def _of_ordering(point: PlannedPoint) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from statistics import fmean, median, median_high, median_low
 import numpy as np
 from scipy import special
 
-from skipsweep.analyze.descriptive import TINY, of_means, of_pairs, sd
+from skipsweep.analyze.descriptive import TINY, Spread, of_means, of_pairs, pooled_sd, sd
 
 ALPHA = 0.05
 """Level of comparisons with the baseline, over all arms together."""
@@ -27,6 +27,8 @@ FAR = 20.0
 FAR_ALPHA = 0.001
 """How often chance alone is to place a run of a sweep beyond that."""
 POWER = 0.8
+FEW_DF = 5
+"""Degrees of freedom below which an sd says so: the true one may well be twice as large."""
 SEEDS = (2, 3, 5, 8, 10, 15, 20, 40)
 """Runs per arm for which tables of power are made."""
 MOST_SEEDS = 10_000
@@ -52,6 +54,8 @@ class Test:
 
     method: str
     """`dunnett`, `welch` (Holm's correction) or `paired` (Holm's)."""
+    n: int
+    """Values of the arm that went into it; pairs, where paired."""
     difference: float
     """Arm minus baseline, in the units of the values."""
     low: float | None
@@ -164,20 +168,12 @@ def _far(usual: Sequence[tuple[float, int]], count: int) -> float:
     return max(FAR, t_quantile(1 - FAR_ALPHA / 2 / count, df)) * median_low(spread for spread, _ in usual)
 
 
-def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float, int] | None:
-    """(sd within groups, its degrees of freedom); None where no group has two values. A group of one adds nothing."""
-    df = sum(len(g) - 1 for g in groups if g)
-    if df < 1:
-        return None
-    squares = math.fsum((len(g) - 1) * s * s for g in groups if (s := sd(g)) is not None)
-    return math.sqrt(squares / df), df
-
-
 def _dunnett(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[str, Test]:
     pooled = pooled_sd([base, *arms.values()])
     differences = {arm: of_means(values, base) for arm, values in arms.items()}
     if pooled is None or pooled[0] == 0:
-        return {arm: Test("dunnett", d, None, None, None, pooled and pooled[0]) for arm, d in differences.items()}
+        spread = pooled and pooled[0]
+        return {arm: Test("dunnett", len(arms[arm]), d, None, None, None, spread) for arm, d in differences.items()}
     spread, df = pooled
     family = Dunnett(len(base), tuple(len(values) for values in arms.values()), df)
     wide = family.critical(ALPHA)
@@ -185,7 +181,8 @@ def _dunnett(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict
     for arm, difference in differences.items():
         error = spread * math.sqrt(1 / len(base) + 1 / len(arms[arm]))
         p = family.p(abs(difference) / error)
-        found[arm] = Test("dunnett", difference, difference - wide * error, difference + wide * error, p, spread)
+        low, high = difference - wide * error, difference + wide * error
+        found[arm] = Test("dunnett", len(arms[arm]), difference, low, high, p, spread)
     return found
 
 
@@ -194,21 +191,21 @@ def _welch(base: Sequence[float], arms: Mapping[str, Sequence[float]]) -> dict[s
     return _with_holm("welch", single)
 
 
-_One = tuple[float, float | None, float | None, float | None, float | None]
-"""difference, low, high, p before correction, sd"""
+_One = tuple[int, float, float | None, float | None, float | None, float | None]
+"""n, difference, low, high, p before correction, sd"""
 
 
 def _welch_one(base: Sequence[float], values: Sequence[float]) -> _One:
-    difference = of_means(values, base)
+    n, difference = len(values), of_means(values, base)
     a, b = sd(values), sd(base)
     if a is None or b is None or a + b == 0:
-        return difference, None, None, None, None
-    parts = a * a / len(values), b * b / len(base)
+        return n, difference, None, None, None, None
+    parts = a * a / n, b * b / len(base)
     error = math.sqrt(sum(parts))
-    df = sum(parts) ** 2 / (parts[0] ** 2 / (len(values) - 1) + parts[1] ** 2 / (len(base) - 1))
+    df = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (len(base) - 1))
     half = t_quantile(1 - ALPHA / 2, df) * error
     p = 2 * float(special.stdtr(df, -abs(difference) / error))
-    return difference, difference - half, difference + half, p, math.sqrt((a * a + b * b) / 2)
+    return n, difference, difference - half, difference + half, p, math.sqrt((a * a + b * b) / 2)
 
 
 def paired(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Test]:
@@ -217,21 +214,21 @@ def paired(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Test
 
 
 def _paired_one(pairs: Sequence[tuple[float, float]]) -> _One:
-    differences = [own - base for base, own in pairs]
+    n, differences = len(pairs), [own - base for base, own in pairs]
     mean, size = of_pairs(pairs), max(abs(v) for pair in pairs for v in pair)
     spread = sd(differences)
     if not spread or spread <= TINY * size:
-        return mean, None, None, None, spread
-    error = spread / math.sqrt(len(differences))
-    half = t_quantile(1 - ALPHA / 2, len(differences) - 1) * error
-    p = 2 * float(special.stdtr(len(differences) - 1, -abs(mean) / error))
-    return mean, mean - half, mean + half, p, spread
+        return n, mean, None, None, None, spread
+    error = spread / math.sqrt(n)
+    half = t_quantile(1 - ALPHA / 2, n - 1) * error
+    p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
+    return n, mean, mean - half, mean + half, p, spread
 
 
 def _with_holm(method: str, single: Mapping[str, _One]) -> dict[str, Test]:
-    known = [arm for arm, one in single.items() if one[3] is not None]
-    corrected = dict(zip(known, holm([p for arm in known if (p := single[arm][3]) is not None]), strict=True))
-    return {arm: Test(method, d, low, high, corrected.get(arm), s) for arm, (d, low, high, _, s) in single.items()}
+    known = {arm: p for arm, (*_, p, _) in single.items() if p is not None}
+    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    return {arm: Test(method, n, d, a, b, corrected.get(arm), s) for arm, (n, d, a, b, _, s) in single.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -306,12 +303,14 @@ def _grid(df: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Design:
-    """Arms of equal numbers of runs, each compared with the baseline at Bonferroni's share of 5 %, on one pooled sd."""
+    """Arms of equal numbers of seeds, each compared with the baseline at Bonferroni's share of 5 %."""
 
     arms: int = 2
     """The baseline among them."""
     pooled: bool = True
-    """Whether all arms' runs go into the sd, or those of the two compared alone."""
+    """Whether all arms' seeds go into the sd, or those of the two compared alone."""
+    paired: bool = False
+    """Whether pairs of equal seed are compared: the sd is that of their differences, and of one arm's alone."""
 
     @property
     def alpha(self) -> float:
@@ -319,23 +318,42 @@ class Design:
         return ALPHA / max(1, self.arms - 1)
 
     def df(self, n: int) -> int:
-        """Degrees of freedom of the sd with `n` runs per arm."""
-        return max(2, self.arms if self.pooled else 2) * (n - 1)
+        """Degrees of freedom of the sd with `n` seeds per arm."""
+        return (1 if self.paired else max(2, self.arms) if self.pooled else 2) * (n - 1)
+
+    def error(self, spread: float, n: int) -> float:
+        """Standard error of a difference between `n` seeds per arm."""
+        return spread * math.sqrt((1 if self.paired else 2) / n)
 
 
-PAIR = Design()
+TWO_ARMS = Design()
 
 
-def power(difference: float, spread: float, n: int, design: Design = PAIR) -> float:
-    """Probability that `n` runs per arm find a true `difference`, both in units of the values, as `spread` is."""
+def design(spread: Spread | None, arms: int) -> Design:
+    """As `compare` and `paired` would test `arms` arms, the baseline among them."""
+    if spread is None:
+        return Design(arms)
+    return Design(arms, pooled=not variances_differ(spread.groups), paired=spread.paired)
+
+
+def few(df: int) -> str:
+    """What to say of an sd with few degrees of freedom: by which factor the true one may exceed it, with 95 %
+    confidence; nothing where there are more."""
+    if df >= FEW_DF:
+        return ""
+    return f"; sd of few runs: could be {math.sqrt(df / special.chdtri(df, 0.95)):.1f} times as large"
+
+
+def power(difference: float, spread: float, n: int, design: Design = TWO_ARMS) -> float:
+    """Probability that `n` seeds per arm find a true `difference`, both in units of the values, as `spread` is."""
     df = design.df(n)
-    shift = abs(difference) / spread * math.sqrt(n / 2)
+    shift = abs(difference) / design.error(spread, n)
     t = t_quantile(1 - design.alpha / 2, df)
     return float(1 - special.nctdtr(df, shift, t) + special.nctdtr(df, shift, -t))
 
 
-def detectable(spread: float, n: int, design: Design = PAIR) -> float | None:
-    """The smallest true difference that `n` runs per arm find with a probability of 80 %; None below two."""
+def detectable(spread: float, n: int, design: Design = TWO_ARMS) -> float | None:
+    """The smallest true difference that `n` seeds per arm find with a probability of 80 %; None below two."""
     if n < 2:
         return None
     low, high = 0.0, 1.0
@@ -347,8 +365,8 @@ def detectable(spread: float, n: int, design: Design = PAIR) -> float | None:
     return spread * high
 
 
-def seeds_for(difference: float, spread: float, design: Design = PAIR) -> int | None:
-    """Runs per arm that find a true `difference` with a probability of 80 %; None above `MOST_SEEDS`."""
+def seeds_for(difference: float, spread: float, design: Design = TWO_ARMS) -> int | None:
+    """Seeds per arm that find a true `difference` with a probability of 80 %; None above `MOST_SEEDS`."""
     if difference == 0:
         return None
     low, high = 1, 2

@@ -1,18 +1,36 @@
 """Final validation losses that others published, to stand as "published" beside a reproduction's own.
 
 All three files are from snimu/modded-nanogpt-experiments @ 6536c19 (Apache-2.0), experiments/00005-emb-lm-skip:
-one row is one run, losses in nats per token over 10,485,760 validation tokens, times in seconds on 8 H100. The
-trunk has LAYERS layers of width DIM and the corpus is CORPUS: on any other a figure says nothing.
+one row is one run, losses in nats per token over 10,485,760 validation tokens, times in seconds on 8 H100. Runs with
+other SETTINGS are other experiments: beside them a figure says nothing.
 """
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from skipsweep.errors import UserError
 
-CORPUS, LAYERS, DIM = "fineweb10B", 16, 1024
+SETTINGS: Mapping[str, Any] = {
+    "data.name": "fineweb10B",
+    "model.layers": 16,
+    "model.dim": 1024,
+    "model.block": "speedrun",
+    "embeddings.mix": True,
+    "embeddings.extra": 1,
+    "embeddings.value_layers": [[0, 11], [1, 12], [2, 13], [3, 14], [4, 15]],
+    "residual.unet": [[6, 9], [4, 10], [2, 11]],
+    "residual.rolling": False,
+    "residual.parallel_tail": 0,
+    "gate_targets.name": "none",
+    "optim.name": "muon",
+}
+"""Of the medium track, on which all of them ran."""
+OF_HEAD: Mapping[str, Mapping[str, Any]] = {"add": {"lambda_init.x_lambda": 1.0, "lambda_init.skip_lambda": 0.0}}
+"""What else they have in common with one head."""
 _ROOT = "snimu/modded-nanogpt-experiments @ 6536c19, experiments/00005-emb-lm-skip/"
 METHODS = {
     "btw": "best_to_worst",

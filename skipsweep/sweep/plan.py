@@ -37,6 +37,8 @@ class Plan:
     """Validation loss to reach on the corpus of these runs."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """Arm -> published figures on the corpus of these runs."""
+    paired: bool = False
+    """Whether runs of equal seed are to be compared in pairs, as the sweep was first launched."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
     confounds: Mapping[str, list[str]] = field(default_factory=dict)
@@ -94,6 +96,7 @@ def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Ite
             baseline=asked.baseline,
             target=asked.target,
             published=asked.published,
+            paired=asked.paired,
             confounds=asked.confounds,
         )
         plan.observe()

@@ -28,6 +28,8 @@ class Question:
     """Validation loss to reach on the corpus of these runs."""
     published: Mapping[str, Any]
     """Arm -> published figures on the corpus of these runs."""
+    paired: bool
+    """Whether runs of equal seed are compared in pairs."""
     confounds: Mapping[str, list[str]]
     """Arm -> keys in which it differs besides what it may."""
 
@@ -39,9 +41,9 @@ def settled(
     baseline = _baseline(sweep, before, resolved.points)
     target = _target(sweep, before, resolved)
     published = _of_corpus(sweep, resolved, "published") or before.get("published", {})
-    _check_paired(name, sweep, before)
+    paired = _paired(name, sweep, before)
     check_extension(name, before, resolved.points)
-    return Question(baseline, target, published, _confounds(sweep, before, resolved, multirun, baseline))
+    return Question(baseline, target, published, paired, _confounds(sweep, before, resolved, multirun, baseline))
 
 
 def said(sweep: Sweep, before: Mapping[str, Any], key: str) -> Any:
@@ -100,14 +102,15 @@ def _of_corpus(sweep: Sweep, resolved: Resolved, key: str) -> Any:
     return given.get(corpora.pop()) if len(corpora) == 1 else None
 
 
-def _check_paired(name: str | None, sweep: Sweep, before: Mapping[str, Any]) -> None:
-    """Raise UserError where pairs are declared, or revoked, after the fact."""
-    asked, earlier = sweep.paired, before.get("paired", False)
+def _paired(name: str | None, sweep: Sweep, before: Mapping[str, Any]) -> bool:
+    """As first launched. Raises UserError where pairs are declared, or revoked, after the fact."""
+    asked, earlier = sweep.paired, bool(before.get("paired", False))
     if before and asked is not None and asked != earlier:
         raise UserError(
             f"sweep {name} was first launched with sweep.paired={str(earlier).lower()}, which cannot change once "
             "there may be results; choose another sweep.name"
         )
+    return earlier if before else bool(asked)
 
 
 def _confounds(

@@ -47,9 +47,9 @@ def _losses(tables: Tables, key: str, x: Any, name: str, title: str) -> Figure |
     )
     runs, arms = len({row["point"] for row in rows}), len({row["arm"] for row in means})
     caption = (
-        f"Thick: mean of each arm over the runs that have reached a step; band: one standard deviation (from two runs "
-        f"on); thin: single runs. {runs} runs of {arms} arms. The axis begins where the first quarter of the training "
-        "ends. Scroll to zoom, drag to move, double-click to reset."
+        "Thick: mean of each arm over the runs that have reached a step, where all of them validated at it; band: one "
+        f"standard deviation (from two runs on); thin: single runs. {runs} runs of {arms} arms. The axis begins where "
+        "the first quarter of the training ends. Scroll to zoom, drag to move, double-click to reset."
     )
     zoom = alt.selection_interval(bind="scales", name=f"zoom_{key}")
     return Figure(name, title, caption, alt.layer(band, single, mean.add_params(zoom)))

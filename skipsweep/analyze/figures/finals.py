@@ -19,6 +19,12 @@ PAIRS = {
 """Orderings that are each other's reverse stand in one panel."""
 
 
+_HEAD = "how it reaches the head"
+_BASELINE = "baseline", "the baseline's mean"
+_ALONE = "alone", "the mean without a source"
+"""Column of a dashed line, and what it is."""
+
+
 def per_arm(tables: Tables) -> Figure | None:
     """Final losses, arm by arm."""
     rows = style.has(tables["runs"], "loss")
@@ -34,15 +40,18 @@ def per_arm(tables: Tables) -> Figure | None:
 
 
 def per_layer(tables: Tables) -> Figure | None:
-    """Final loss over the one layer that the head sees as well."""
+    """Final loss over the one layer that the head sees as well; where arms differ in further settings, in panels by
+    those, each with its own arm without sources."""
+    several = bool(style.has(tables["runs"], "panel"))
     return _scatter(
         tables,
         "layer",
         alt.X("layer:O", title="skipped layer (0-based)", axis=alt.Axis(labelAngle=0)),
         "loss-per-layer",
         "Final loss per skipped layer",
-        "arms with a single layer as source; panels: how it reaches the head",
-        facet="head",
+        f"arms with a single layer as source; panels: {'the head, and what else differs' if several else _HEAD}",
+        facet="panel" if several else "head",
+        line=_ALONE if several else _BASELINE,
     )
 
 
@@ -119,33 +128,41 @@ def over_sparsity(tables: Tables) -> Figure | None:
 
 
 def _scatter(
-    tables: Tables, key: str, x: Any, name: str, title: str, note: str, facet: str | None = None, several: bool = False
+    tables: Tables,
+    key: str,
+    x: Any,
+    name: str,
+    title: str,
+    note: str,
+    facet: str | None = None,
+    several: bool = False,
+    line: tuple[str, str] = _BASELINE,
 ) -> Figure | None:
     rows = [row for row in style.has(tables["runs"], "loss", key) if not several or row["sources"] > 1]
     if not rows:
         return None
     wanted = f"isValid(datum.loss) && isValid(datum.{key})" + (" && datum.sources > 1" if several else "")
     base = style.chart("runs").transform_filter(wanted)
-    marks: Any = alt.layer(_baseline(base), style.rings(base, x, tables, key))
+    marks: Any = alt.layer(_line(base, *line), style.rings(base, x, tables, key))
     if facet and len({row.get(facet) for row in rows}) > 1:
         marks = style.panels(marks.properties(width=260, height=240), f"{facet}:N", 2)
         # Also before the panels are made, or there would be empty ones.
         marks = marks.transform_filter(wanted)
     caption = (
-        f"One mark per run, n = {len(rows)} ({note}). Equal points are rings around each other; "
-        "dashed: the baseline's mean."
+        f"One mark per run, n = {len(rows)} ({note}). Equal points are rings around each other; dashed: {line[1]}."
     )
     return Figure(name, title, caption, marks)
 
 
-def _baseline(base: alt.Chart) -> Any:
-    """A line at the baseline's mean; none where it has no result."""
-    once = base.transform_aggregate(baseline="mean(baseline)").transform_filter("isValid(datum.baseline)")
-    y = alt.Y("baseline:Q", title=style.LOSS)
+def _line(base: alt.Chart, column: str, what: str) -> Any:
+    """A line at a mean that every row of a panel has; none where that has no result."""
+    known = base.transform_filter(f"isValid(datum.{column})")
+    once = known.transform_aggregate(line=f"mean({column})").transform_filter("isValid(datum.line)")
+    y = alt.Y("line:Q", title=style.LOSS)
     name = once.mark_text(align="left", baseline="bottom", dy=-2, color="#555")
     return alt.layer(
         once.mark_rule(strokeDash=[4, 4], color="#555").encode(y=y),
-        name.encode(y=y, x=alt.value(4), text=alt.value("baseline's mean")),
+        name.encode(y=y, x=alt.value(4), text=alt.value(what.removeprefix("the "))),
     )
 
 

@@ -2,7 +2,7 @@
 
 runs     one row per point that is done: what it was and where it ended
 curves   one row per point and validation: step, training time, validation loss
-means    one row per arm and step: mean over its runs, with the band of one standard deviation
+means    one row per arm and step that all its runs have validated: their mean, with the band of one standard deviation
 lambdas  one row per point, validation and learned scalar that belongs to a layer
 readout  one row per point, validation and learned scalar of the readout that belongs to no layer
 rates    one row per arm, step and parameter group: the learning rate (of the arm's first run with rows)
@@ -19,9 +19,10 @@ from statistics import fmean
 from typing import Any
 
 from skipsweep.analyze import descriptive
-from skipsweep.analyze.arms import inference_flops
+from skipsweep.analyze.arms import inference_flops, training_flops
 from skipsweep.analyze.documents import as_number
 from skipsweep.analyze.evidence import Evidence, Run
+from skipsweep.analyze.figures import panels
 from skipsweep.sweep_file import GIVEN, PlannedPoint
 
 Row = dict[str, Any]
@@ -44,11 +45,9 @@ def of(evidence: Evidence) -> Tables:
     """All tables of a sweep; what is not known is missing from a row, never 0."""
     arms = evidence.arms()
     by_kind = len(arms) > DISTINGUISHABLE
-    base = descriptive.mean(
-        [loss for run in evidence.of_arm(evidence.baseline) if (loss := run.val_loss) is not None]
-        if evidence.baseline
-        else []
-    )
+    results = {name: run.result for name, run in evidence.runs.items()}
+    base = descriptive.mean(descriptive.per_seed(descriptive.by_seed(arms.get(evidence.baseline or "", ()), results)))
+    settings, alone = panels.of_layers(evidence)
     tables: Tables = {
         name: [] for name in ("runs", "curves", "means", "lambdas", "readout", "shares", "rates", "gates")
     }
@@ -58,7 +57,11 @@ def of(evidence: Evidence) -> Tables:
         for point in points:
             run = evidence.runs[point.run]
             colour = _kind(point, run, arm == evidence.baseline) if by_kind else arm
-            tables["runs"].append(_run(number, point, run, colour, base))
+            row = _run(number, point, run, colour, base)
+            if arm in settings:
+                row["panel"] = f"{row.get('head', '?')}: {settings[arm]}"
+                row |= {"alone": alone[arm]} if arm in alone else {}
+            tables["runs"].append(row)
             own = [{"point": number, **row} for row in _series(run, "val/loss", "loss")]
             curves += own
             tables["lambdas"] += _scalars(number, run, most)
@@ -100,7 +103,7 @@ def _run(number: int, point: PlannedPoint, run: Run, colour: str, base: float | 
         "layer": layers[0] if len(point.sources) == len(layers) == 1 else None,
         # Blocks between the output of a source and the output of the last block.
         "distance": depth - 1 - fmean(layers) if depth and layers and len(layers) == len(point.sources) else None,
-        "flops": _flops(result),
+        "flops": training_flops(result),
         "inference": _inference(result),
         "sparsity": _sparsity(run),
     }
@@ -119,12 +122,6 @@ def _kind(point: PlannedPoint, run: Run, is_baseline: bool) -> str:
     kind = point.kind or "arm"
     head = run.setting("head_type", "name")
     return f"{kind}, {head}" if head and point.sources else kind
-
-
-def _flops(result: Mapping[str, Any]) -> float | None:
-    """Of the whole training, in units of 1e15: FLOPs per token times tokens."""
-    parts, tokens = result.get("flops_per_token"), result.get("tokens")
-    return None if not parts or not tokens else sum(parts.values()) * tokens / 1e15
 
 
 def _inference(result: Mapping[str, Any]) -> float | None:
@@ -179,12 +176,17 @@ def _shares(number: int, run: Run) -> list[Row]:
 
 
 def _means(arm: str, colour: str, curves: Iterable[Row]) -> list[Row]:
-    """Mean, band and n per step; where some runs are behind, n says over how many."""
+    """Mean, band and n per step; where some runs are behind, n says over how many. Only at steps that all runs that got
+    as far have validated: a mean over now these, now those would zigzag between them."""
     steps: dict[int, list[Row]] = defaultdict(list)
+    last: dict[int, int] = defaultdict(int)
     for row in curves:
         steps[row["step"]].append(row)
+        last[row["point"]] = max(last[row["point"]], row["step"])
     found = []
     for step, rows in sorted(steps.items()):
+        if len(rows) < sum(got >= step for got in last.values()):
+            continue
         losses = [row["loss"] for row in rows]
         times = [row["time"] for row in rows if "time" in row]
         mean, spread = fmean(losses), descriptive.sd(losses)
