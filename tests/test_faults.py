@@ -29,7 +29,7 @@ from skipsweep.model.gpt import GPT
 from skipsweep.optim.gradients import Gradients
 from skipsweep.record import Recorder
 from skipsweep.rundir import RunDir
-from skipsweep.status import observe
+from skipsweep.status import Observation, observe
 from skipsweep.sweep import local
 from skipsweep.sweep.local import Pool
 from skipsweep.train import Trainer
@@ -667,6 +667,55 @@ def test_a_signal_while_a_run_is_started_reaches_it(
     monkeypatch.setattr(local, "start", signalled)
     Pool([run], 1, stand_in).execute(Deadline())
     assert told(run)[0] == "preempted"
+
+
+SAVES = """
+held = hold()
+def save(*_):
+    run.write_status("preempted", cause="signal", message="SIGTERM")
+    held.release()
+    os._exit(75)
+signal.signal(signal.SIGTERM, save)
+run.write_status("running")
+time.sleep(600)
+"""
+
+
+def test_a_launcher_that_fails_has_its_runs_save(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And kills those alone that do not end in time."""
+    monkeypatch.setattr(local, "GRACE_S", 3.0)
+    saves, ignores = playing(SAVES), playing(IGNORES)
+    both = [saves, ignores]
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Pool(both, 2, stand_in).execute(Deadline(lambda: all(told(run)[0] == "running" for run in both), fail))
+    assert told(saves) == ("preempted", "signal", "SIGTERM")
+    assert told(ignores) == ("preempted", "signal", "SIGKILL")
+    assert not any(observe(run).is_live for run in both)
+
+
+def test_a_file_server_that_does_not_answer_is_asked_again(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = playing("work()"), playing("os._exit(9)")
+    asked: dict[RunDir, int] = {}
+
+    def stale(run: RunDir) -> Observation:
+        asked[run] = asked.get(run, 0) + 1
+        if asked[run] % 2:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return observe(run)
+
+    monkeypatch.setattr(local, "observe", stale)
+    Pool([good, bad], 1, stand_in).execute(Deadline())
+    assert told(good)[0] == "done"
+    assert told(bad) == ("failed", "exception", "exit code 9")
+    assert asked == {good: 4, bad: 4}
 
 
 LAUNCHER = """

@@ -1,5 +1,7 @@
 """`python launch.py` as a user lives with it: sweeps, extensions, failures, interruptions, torchrun."""
 
+import errno
+import io
 import signal
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from skipsweep import files, torchrun
 from skipsweep.analyze import statistics
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
+from skipsweep.status import Observation
 from skipsweep.sweep import launch as launching
-from skipsweep.sweep import local
+from skipsweep.sweep import local, show
 from skipsweep.sweep.plan import Plan
 
 SWEEP = ("-m", "skip_layers=none,0,[0,1]")
@@ -378,6 +381,44 @@ def test_a_terminated_launcher_is_continued(place: Place, swept: Done) -> None:
     began_again = min(row["step"] for row in rows if row["attempt"] == 2)
     assert began_again > 1
     assert f"resumed from step {began_again - 1}" in long_.log(2, "out").read_text()
+
+
+def test_nobody_reads_how_a_sweep_goes(place: Place) -> None:
+    """As with `| head`: the runs end well, and the launch says so."""
+    process = place.start("-m", "skip_layers=0,1", "seed=11")
+    assert process.stdout is not None
+    until(lambda: [run for run in place.multirun.all_runs() if run.config.exists() and run.read_config().seed == 11])
+    process.stdout.close()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    runs = [run for run in place.multirun.all_runs() if run.read_config().seed == 11]
+    assert [run.read_status()["state"] for run in runs] == ["done", "done"]
+
+
+def test_nobody_reads_a_plan(place: Place) -> None:
+    process = place.start("-m", "skip_layers=0,1", "plan=true")
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_look_that_fails_ends_no_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a file server that does not answer, nor a message that the terminal's encoding has not got."""
+    run = RunDir(tmp_path / "run")
+    seen = Observation("run", "failed", "config", "\N{SNOWMAN}")
+    answers: list[Observation | OSError] = [OSError(errno.ESTALE, "Stale file handle"), seen]
+
+    def look(_: RunDir) -> Observation:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with show.Watch([run], {}, look) as watch:
+        watch.tick()
+    assert answers == []
 
 
 def steps(run: RunDir) -> int | None:

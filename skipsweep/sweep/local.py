@@ -1,5 +1,6 @@
 """Executing runs on this machine: each in processes of its own, some at a time, none harmed by another's end."""
 
+import contextlib
 import math
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from skipsweep import lease, provenance
 from skipsweep.config import world_size
@@ -43,6 +44,8 @@ class Execution:
     """Whether it was stopped for that."""
     failed_rank: int | None = None
     """The first process that ended with another code than 0; the others may only have missed it."""
+    unanswered_since: float | None = None
+    """When its end could first not be read from its files."""
     _kill_at: float | None = None
 
     def poll(self) -> int | None:
@@ -165,7 +168,13 @@ def _publish(run: RunDir, state: str, **details: Any) -> None:
     try:
         run.write_status(state, **details)
     except OSError as problem:
-        print(f"{run.name}: {state}, but its status could not be written: {problem}", file=sys.stderr)
+        _say(f"{run.name}: {state}, but its status could not be written: {problem}", sys.stderr)
+
+
+def _say(line: str, to: TextIO) -> None:
+    """A terminal that is gone, or a closed pipe, must not end the launcher either."""
+    with contextlib.suppress(OSError, UnicodeError):
+        print(line, file=to, flush=True)
 
 
 @dataclass
@@ -199,30 +208,43 @@ class Pool:
                 tick()
                 time.sleep(POLL_S)
         finally:
-            for execution in self._active:
-                execution.kill()
-                execution.close()
+            self._end_all()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _end_all(self) -> None:
+        """Something has failed here: the runs that are left save, as they do at a signal."""
+        for execution in self._active:
+            execution.stop()
+        while None in [execution.poll() for execution in self._active]:
+            time.sleep(POLL_S)
+        for execution in self._active:
+            with contextlib.suppress(Exception):  # what failed first is told
+                conclude(execution, execution.poll() or 0)
 
     def _start_next(self) -> None:
         for run in list(self._waiting):
             if len(self._active) >= self.parallel:
                 return
-            seen = observe(run)
-            if seen.is_live:
-                self._wait_for(run, seen.holder)
-                continue
-            self._waiting.remove(run)
-            tried_elsewhere = lease.next_attempt(run) > self._attempts[run]
-            if seen.state != "done" and not (seen.state in FINAL and tried_elsewhere):
-                self._begin(run)
+            with contextlib.suppress(OSError):  # the file server does not answer: asked again
+                self._look_at(run)
+
+    def _look_at(self, run: RunDir) -> None:
+        """Begin a run, unless another launcher executes it, or it has ended elsewhere."""
+        seen = observe(run)
+        if seen.is_live:
+            self._wait_for(run, seen.holder)
+            return
+        tried_elsewhere = lease.next_attempt(run) > self._attempts[run]
+        self._waiting.remove(run)
+        if seen.state != "done" and not (seen.state in FINAL and tried_elsewhere):
+            self._begin(run)
 
     def _wait_for(self, run: RunDir, holder: str | None) -> None:
         """Another launcher executes it: wait, and take over only if that dies."""
         if run not in self._elsewhere:
             self._elsewhere.add(run)
-            print(f"{run.name} is being executed by {holder}: waiting for it", flush=True)
+            _say(f"{run.name} is being executed by {holder}: waiting for it", sys.stdout)
 
     def _begin(self, run: RunDir) -> None:
         try:
@@ -243,10 +265,22 @@ class Pool:
             code = execution.poll()
             if code is None:
                 continue
+            if not self._conclude(execution, code):
+                continue
             self._active.remove(execution)
-            conclude(execution, code)
             if code == Exit.HELD:
                 self._waiting.append(execution.run)
+
+    def _conclude(self, execution: Execution, code: int) -> bool:
+        """Whether it could be concluded: a file server that does not answer is asked again, for a while."""
+        try:
+            conclude(execution, code)
+        except OSError as problem:
+            execution.unanswered_since = execution.unanswered_since or time.monotonic()
+            if time.monotonic() - execution.unanswered_since < GRACE_S:
+                return False
+            _say(f"{execution.run.name}: ended, but its files cannot be read: {problem}", sys.stderr)
+        return True
 
     def _stop(self, _number: int, _frame: object) -> None:
         for execution in self._active:
