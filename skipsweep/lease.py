@@ -105,15 +105,16 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
+            # A full or absent file system for a moment is no matter: the beats before it still count.
             try:
-                # A full or absent file system for a moment is no matter: the beats before it still count.
                 with contextlib.suppress(OSError):
                     self.check()
                     self._write()
             except LeaseLost:
                 return
-            if self.on_beat:
-                self.on_beat()
+            with contextlib.suppress(OSError):
+                if self.on_beat:
+                    self.on_beat()
 
     def _write(self, released: bool = False) -> None:
         content = {**self.content, "beat": time.time(), "progress": dict(self.progress), "released": released}

@@ -224,6 +224,22 @@ def test_the_heart_beats_on_when_the_disk_does_not(run: RunDir, monkeypatch: pyt
         until(lambda: (lease.newest(run) or {})["progress"] == {"step": 7})
 
 
+def test_the_heart_beats_on_when_the_file_server_refuses(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked with every beat, as whether the run was cancelled, is asked again with the next."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.005)
+    refused = []
+
+    def refuse() -> None:
+        refused.append(1)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with acquired(run) as held:
+        held.on_beat = refuse
+        until(lambda: len(refused) > 3)
+        held.progress["step"] = 7
+        until(lambda: (lease.newest(run) or {})["progress"] == {"step": 7})
+
+
 def test_the_heart_stops_when_the_run_was_taken_over(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_S", 0.005)
     held = lease.acquire(run)
