@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from skipsweep import checkpoint, distributed, files, lease, metadata, provenance
+from skipsweep import checkpoint, distributed, files, lease, metadata, peers, provenance
 from skipsweep.config import RunConfig
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
@@ -165,7 +165,7 @@ def _attempt(
     except BaseException as problem:
         traceback.print_exc()
         _keep_traceback(Path(details["log"]))
-        return Outcome("failed", *cause_of(problem))
+        return Outcome("failed", *peers.blamed(run, details["attempt"], *cause_of(problem)))
     finally:
         recorder.progress.close()
 
@@ -217,14 +217,16 @@ def _is_finished(run: RunDir) -> bool:
 
 def _run_other_rank(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> Exit:
     """The same training, nothing recorded."""
-    if world.broadcast(None) is None:  # somebody else executes it, or has finished it
+    attempt = world.broadcast(None)
+    if attempt is None:  # somebody else executes it, or has finished it
         return Exit.DONE
     try:
         finished = _train(run, config, world, stop, None)
         world.broadcast(None)  # whoever starts processes may end them all when one has ended: rank 0 comes first
         return Exit.DONE if finished else Exit.PREEMPTED
-    except BaseException:
+    except BaseException as problem:
         traceback.print_exc()
+        peers.note(run, attempt, world.rank, *cause_of(problem))
         return Exit.FAILED
 
 

@@ -114,6 +114,14 @@ class RunDir:
         """Log file of an attempt; `stream` is `out` or `err`."""
         return self.path / "log" / f"attempt-{attempt}.{stream}"
 
+    def failure(self, attempt: int, rank: int) -> Path:
+        """Why a rank other than 0 has ended an attempt."""
+        return self.path / "log" / f"attempt-{attempt}.rank-{rank}.json"
+
+    def failures(self, attempt: int) -> list[Path]:
+        """Those that there are."""
+        return sorted((self.path / "log").glob(f"attempt-{attempt}.rank-*.json"))
+
     def freeze(self, config: RunConfig, identity: dict[str, Any]) -> None:
         """Create the folder with what the job will execute. Safe to repeat, and to run twice at once."""
         for folder in (self.path, self.leases, self.checkpoints, self.path / "log"):

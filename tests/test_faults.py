@@ -21,7 +21,7 @@ import torch
 from runs import STEPS, Quiet, configuration, frozen, result, rows
 
 import skipsweep
-from skipsweep import checkpoint, files, job, lease, metadata, train
+from skipsweep import checkpoint, files, job, lease, metadata, peers, train
 from skipsweep.config import Compute, Record, world_size
 from skipsweep.errors import DataError, UserError
 from skipsweep.exit_status import Exit
@@ -463,7 +463,7 @@ def test_checkpoints_by_step_are_written_at_their_step(
 STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
-from skipsweep import lease
+from skipsweep import lease, peers
 from skipsweep.rundir import RunDir
 
 run, rank = RunDir(Path(sys.argv[1])), int(os.environ["RANK"])
@@ -613,6 +613,28 @@ def test_who_waits_for_a_killed_peer_is_ended(
     Pool([waits, complains], 2, stand_in).execute(Deadline())
     assert told(waits)[:2] == ("failed", "killed")
     assert told(complains)[:2] == ("failed", "killed")
+
+
+def test_why_a_rank_failed_is_told_by_itself(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rank 0 waits for it in vain, and the others only complain of it."""
+    monkeypatch.setattr(local, "PEER_GRACE_S", 0.5)
+    note = "peers.note(run, 1, rank, {!r}, {!r}); sys.exit(1)"
+    lost = note.format("exception", "RuntimeError: Connection closed by peer")
+    run = playing("hold(); time.sleep(600)", lost, note.format("oom", "MemoryError: none left"), lost)
+    Pool([run], 1, stand_in).execute(Deadline())
+    assert told(run) == ("failed", "oom", "MemoryError: none left")
+
+
+def test_rank_0_is_believed_where_it_failed_itself(run: RunDir) -> None:
+    peers.note(run, 1, 1, "oom", "MemoryError: none left")
+    (run.failure(1, 2)).write_text("torn")
+    lost, own = ("exception", "RuntimeError: Connection reset by peer"), ("exception", "ValueError: no such thing")
+    assert peers.blamed(run, 1, *lost) == ("oom", "MemoryError: none left")
+    assert peers.blamed(run, 2, *lost) == lost
+    assert peers.blamed(run, 1, *own) == own
+    assert peers.blamed(run, 1, "nan", "at step 3") == ("nan", "at step 3")
 
 
 def interrupt() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from skipsweep import lease, provenance
+from skipsweep import lease, peers, provenance
 from skipsweep.config import world_size
 from skipsweep.exit_status import Exit, cause_of_death, last_line
 from skipsweep.rundir import RunDir
@@ -147,6 +147,8 @@ def conclude(execution: Execution, exit_code: int) -> None:
         _publish(run, "preempted", cause="signal", message=signal_name, **details)
         return
     cause, message = cause_of_death(exit_code, signal_name, execution.log and last_line(execution.log))
+    if cause == "exception":
+        cause, message = peers.noted(run, execution.attempt) or (cause, message)
     _publish(run, "failed", cause=cause, message=message, **details)
 
 
