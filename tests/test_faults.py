@@ -583,6 +583,28 @@ def test_a_failed_run_that_is_tried_again_fails_anew(stand_in: Path, playing: Ca
     assert told(run) == ("failed", "exception", "exit code 9")
 
 
+def test_a_clock_that_is_set_back_undoes_nothing(stand_in: Path, playing: Callable[..., RunDir]) -> None:
+    back = "time.time = lambda now=time.time: now() - 3600\n"
+    good = playing(f"{back}work()")
+    bad = playing(f"{back}work('failed', 0, cause='nan', message='at step 3'); sys.exit(1)")
+    Pool([good, bad], 2, stand_in).execute(Deadline())
+    assert told(good)[0] == "done"
+    assert told(bad) == ("failed", "nan", "at step 3")
+
+
+def test_a_clock_that_is_set_forward_stops_nothing(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = playing("work(seconds=1)")
+    now = time.time
+
+    def set_clock() -> None:
+        monkeypatch.setattr(time, "time", lambda: now() + 7200)
+
+    Pool([run], 1, stand_in, timeout_s=3600).execute(Deadline(lambda: (run.path / "executed").exists(), set_clock))
+    assert told(run)[0] == "done"
+
+
 def test_rank_0_has_time_to_say_why(stand_in: Path, playing: Callable[..., RunDir]) -> None:
     """Though another rank, which fails for the same reason, ends before."""
     run = playing("work('failed', 0.5, cause='nan', message='at step 3'); sys.exit(1)", "sys.exit(1)")

@@ -149,7 +149,7 @@ def test_runs_side_by_side(parallel: int, met: bool, tmp_path: Path, monkeypatch
         other = next(one for one in runs if one != run).path / "here"
         wait = f"touch here; for i in $(seq {patience}); do [ -e {other} ] && exec touch met; sleep 0.1; done"
         process = subprocess.Popen(["sh", "-c", wait], cwd=run.path)
-        return local.Execution(run, 1, [process], None, tempfile.TemporaryDirectory())
+        return local.Execution(run, 1, [process], None, {}, tempfile.TemporaryDirectory())
 
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local.Pool, "_threads", lambda *_: 1)

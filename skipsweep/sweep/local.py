@@ -34,8 +34,10 @@ class Execution:
     attempt: int
     processes: list[subprocess.Popen[bytes]]
     log: Path | None
+    status_before: dict[str, Any]
+    """What status.json said when it was started."""
     rendezvous: tempfile.TemporaryDirectory[str]
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     told: bool = False
     """Whether we told it to stop."""
     timeout_s: float = 0.0
@@ -58,7 +60,7 @@ class Execution:
             self._kill_in(GRACE_S if stopped else PEER_GRACE_S)
         if None not in codes:
             return 0 if self.failed_rank is None else codes[self.failed_rank]
-        if self.timeout_s and not self.told and time.time() - self.started > self.timeout_s:
+        if self.timeout_s and not self.told and time.monotonic() - self.started > self.timeout_s:
             self.overdue = True
             self.stop()
         if self._kill_at is not None and time.monotonic() > self._kill_at:
@@ -93,7 +95,7 @@ class Execution:
 def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution:
     """Start the processes of a run. `code`: frozen sources; `show`: its output goes to ours, else to its log."""
     config = run.read_config()
-    attempt = lease.next_attempt(run)
+    attempt, before = lease.next_attempt(run), run.read_status()
     size = world_size(config.compute)
     rendezvous = tempfile.TemporaryDirectory(prefix="skipsweep-")
     env = _environment(code, threads) | {
@@ -115,7 +117,7 @@ def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution
             )
             for rank in range(size)
         ]
-    return Execution(run, attempt, processes, None if show else err, rendezvous)
+    return Execution(run, attempt, processes, None if show else err, before, rendezvous)
 
 
 def _environment(code: Path | None, threads: int) -> dict[str, str]:
@@ -138,7 +140,9 @@ def conclude(execution: Execution, exit_code: int) -> None:
     if exit_code in (Exit.PREEMPTED, Exit.HELD) or seen.is_live or lease.next_attempt(run) > execution.attempt + 1:
         return  # it said so itself, or is another's by now
     lost_peer = exit_code < 0 and execution.failed_rank and seen.cause == "exception"
-    if seen.state in (*FINAL, "preempted") and _is_new(execution) and not lost_peer:
+    # The status may still be that of a failure which is tried again. Its time would not tell: clocks are set.
+    is_new = run.read_status() != execution.status_before
+    if seen.state == "done" or (seen.state in ("failed", "preempted") and is_new and not lost_peer):
         return
     log = str(execution.log) if execution.log else None
     details = {"attempt": execution.attempt, "log": log, "ended": time.time()}
@@ -158,11 +162,6 @@ def _publish_timeout(execution: Execution) -> None:
         message = f"stopped after {execution.timeout_s / 60:g} min (hydra.launcher.timeout_min)"
         details = {"attempt": execution.attempt, "log": str(execution.log) if execution.log else None}
         _publish(execution.run, "failed", cause="timeout", message=message, ended=time.time(), **details)
-
-
-def _is_new(execution: Execution) -> bool:
-    """Whether the run's status is this attempt's, not that of a failure which is being tried again."""
-    return execution.run.read_status().get("time", 0.0) >= execution.started
 
 
 def _publish(run: RunDir, state: str, **details: Any) -> None:
