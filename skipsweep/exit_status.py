@@ -14,7 +14,7 @@ class Exit(IntEnum):
     FAILED = 1
     PREEMPTED = 75
     HELD = 76
-    """Another process executes the run."""
+    """Another process executes the run, or another launch has written its configuration anew meanwhile."""
 
 
 def cause_of_death(exit_code: int, signal_name: str | None, log_line: str | None) -> tuple[str, str]:

@@ -6,7 +6,6 @@ python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WO
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import random
 import sys
@@ -67,6 +66,9 @@ def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | No
 
 def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> Exit:
     config = run.read_config()
+    if os.environ.get("SKIPSWEEP_CONFIG", run.config_digest()) != run.config_digest():
+        _print_error(f"{run.config} was written anew by another launch: to be started as that says")
+        return Exit.HELD
     _set_threads(config)
     _seed_global_generators(config.seed)
     _prepare_gpu(prepare.data_root(config.paths))
@@ -303,7 +305,7 @@ def _close(mirror: Mirror) -> None:
 
 def _assert_same_config(run: RunDir, world: World) -> None:
     """All ranks must train the same configuration; without this check, published runs averaged different models."""
-    digests = world.gather(hashlib.sha256(run.config.read_bytes()).hexdigest())
+    digests = world.gather(run.config_digest())
     if len(set(digests)) > 1:
         odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         raise UserError(f"{run.config} reads differently on rank(s) {odd} than on rank 0")

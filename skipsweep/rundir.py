@@ -9,6 +9,7 @@
 Imports no torch: planning and reports read through here on a login node.
 """
 
+import hashlib
 import os
 import re
 import time
@@ -146,6 +147,10 @@ class RunDir:
             raise UserError(
                 f"{self.config} cannot be read ({why}); restore it, or remove the run's folder and launch it again"
             ) from problem
+
+    def config_digest(self) -> str:
+        """Tells one config.yaml from another: launches that differ in what changes no result share a run."""
+        return hashlib.sha256(self.config.read_bytes()).hexdigest()
 
     def write_status(self, state: str, durable: bool = True, **details: Any) -> None:
         """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended.

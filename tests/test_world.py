@@ -184,7 +184,8 @@ def test_ranks_with_different_settings_refuse(
 
     def misled(before: Callable[[], None], command: list[str], env: dict[str, str], **how: Any) -> Forked:
         folder = other if env["RANK"] == "1" else run
-        return Forked(before, [*command[:-1], str(folder.path)], env, **how)
+        own = {key: value for key, value in env.items() if key != "SKIPSWEEP_CONFIG"}  # else each would refuse alone
+        return Forked(before, [*command[:-1], str(folder.path)], own, **how)
 
     fork_jobs(monkeypatch, popen=misled)
     assert together(run) == Exit.FAILED
@@ -193,6 +194,25 @@ def test_ranks_with_different_settings_refuse(
     assert status["message"] == f"{run.config} reads differently on rank(s) [1] than on rank 0"
     assert not run.metrics.exists()
     assert other.read_status()["state"] == "planned"
+
+
+def test_another_launch_may_ask_for_other_processes(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the job that was started for one still imports torch."""
+    run = frozen(double(tmp_path, data_root))
+    start = local.start
+
+    def changed(*args: Any) -> local.Execution:
+        execution = start(*args)
+        frozen(double(tmp_path, data_root, processes=2))
+        return execution
+
+    monkeypatch.setattr(local, "start", changed)
+    local.Pool([run], 1, None).execute(lambda: None)
+    assert run.read_status()["state"] == "done", (run.read_status(), log(run))
+    assert files.read_json(run.env)["1"]["world_size"] == 2
+    assert "was written anew by another launch" in log(run)
 
 
 def test_a_killed_rank_ends_the_run(tmp_path: Path, data_root: Path) -> None:

@@ -94,12 +94,14 @@ class Execution:
 
 def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution:
     """Start the processes of a run. `code`: frozen sources; `show`: its output goes to ours, else to its log."""
+    digest = run.config_digest()
     config = run.read_config()
     attempt, before = lease.next_attempt(run), run.read_status()
     size = world_size(config.compute)
     rendezvous = tempfile.TemporaryDirectory(prefix="skipsweep-")
     env = _environment(code, threads) | {
         "WORLD_SIZE": str(size),
+        "SKIPSWEEP_CONFIG": digest,
         "SKIPSWEEP_RENDEZVOUS": f"file://{rendezvous.name}/store",
     }
     out, err = run.log(attempt, "out"), run.log(attempt, "err")
