@@ -23,6 +23,7 @@ from skipsweep.sweep.plan import Plan
 
 SWEEP = ("-m", "skip_layers=none,0,[0,1]")
 ARMS = ["skip_layers=none", "skip_layers=0", "skip_layers=[0,1]"]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -462,8 +463,7 @@ def test_two_launchers_of_one_run(place: Place, twice: list[Done]) -> None:
 
 def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path) -> None:
     other = Place(tmp_path / "runs", place.data)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = other.launch("skip_layers=0", "seed=7", "compute.processes=2", runner=torchrun)
+    done = other.launch("skip_layers=0", "seed=7", "compute.processes=2", runner=TORCHRUN)
     assert done.status == 0, done.err
     (run,) = other.multirun.all_runs()
     plain = shown_run(single)
@@ -472,6 +472,18 @@ def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path
     curves = [[row["val/loss"] for row in result(one)["val_curve"]] for one in (run, plain)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)  # float32; test_world.py compares in float64
     assert done.line("validation loss").split()[2] == f"{result(run)['val_loss']:.4f}"
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_torchrun_with_nothing_to_launch(flag: str, place: Place) -> None:
+    """Hydra answers; the other ranks must not wait for a run."""
+    process = place.start(flag, runner=TORCHRUN)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.terminate()
+    assert process.returncode == 0, err
+    assert "skip_layers" in out
 
 
 @pytest.mark.parametrize(
