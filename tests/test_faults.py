@@ -543,6 +543,7 @@ def test_every_way_to_end_is_told_and_harms_no_other(stand_in: Path, playing: Ca
     good = [playing("work()"), playing("work(seconds=0)")]
     bad = {
         "killed": playing("hold(); os.kill(os.getpid(), signal.SIGKILL)"),
+        "bus error": playing("hold(); os.kill(os.getpid(), signal.SIGBUS)"),
         "segfault": playing("hold(); os.kill(os.getpid(), signal.SIGSEGV)"),
         "exit code": playing(
             "print('first', file=sys.stderr); print('ImportError: no torch', file=sys.stderr); sys.exit(3)"
@@ -557,6 +558,8 @@ def test_every_way_to_end_is_told_and_harms_no_other(stand_in: Path, playing: Ca
     Pool(runs, 4, stand_in).execute(Deadline())
     assert [told(run)[0] for run in good] == ["done", "done"]
     assert told(bad["killed"]) == ("failed", "killed", "SIGKILL (kill -9, or the system had no memory left)")
+    assert told(bad["bus error"])[:2] == ("failed", "data")
+    assert "skipsweep data verify" in str(told(bad["bus error"])[2])
     assert told(bad["segfault"]) == ("failed", "killed", "SIGSEGV")
     assert told(bad["exit code"]) == ("failed", "exception", "ImportError: no torch")
     assert told(bad["exit code alone"]) == ("failed", "exception", "exit code 9")

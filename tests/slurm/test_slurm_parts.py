@@ -85,6 +85,7 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
         "SIGKILL (kill -9, or the system had no memory left)",
     ),
     "segfault": (["srun: error: n1: task 0: Segmentation fault (core dumped)"], 139, "killed", "SIGSEGV"),
+    "bus error": (["srun: error: n1: task 0: Bus error (core dumped)"], 135, "data", "SIGBUS"),
     "memory": (["srun: error: n1: task 0: Out Of Memory"], 1, "oom", "memory"),
     "memory, seen by the step": (
         ["slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.", "srun: error: n1: task 0: Killed"],
