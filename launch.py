@@ -11,4 +11,10 @@ if int(os.environ.get("RANK") or 0) > 0:  # under torchrun rank 0 plans; the oth
 from skipsweep.sweep import entry
 
 if __name__ == "__main__":
-    entry.main()
+    try:
+        entry.main()
+    finally:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            from skipsweep import torchrun
+
+            torchrun.let_go()  # also after --help, which Hydra answers

@@ -14,7 +14,7 @@ class Exit(IntEnum):
     FAILED = 1
     PREEMPTED = 75
     HELD = 76
-    """Another process executes the run."""
+    """Another process executes the run, or another launch has written its configuration anew meanwhile."""
 
 
 def cause_of_death(exit_code: int, signal_name: str | None, log_line: str | None) -> tuple[str, str]:
@@ -24,6 +24,8 @@ def cause_of_death(exit_code: int, signal_name: str | None, log_line: str | None
     """
     if signal_name == "SIGKILL":
         return "killed", "SIGKILL (kill -9, or the system had no memory left)"
+    if signal_name == "SIGBUS":
+        return "data", "SIGBUS (a shard was cut short, or its disk failed, while it was read; skipsweep data verify)"
     if signal_name:
         return "killed", signal_name
     if exit_code == Exit.DONE:

@@ -6,7 +6,6 @@ python -m skipsweep.job RUN_FOLDER            (one process per rank; RANK and WO
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import random
 import sys
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from skipsweep import checkpoint, distributed, files, lease, metadata, provenance
+from skipsweep import checkpoint, distributed, files, lease, metadata, peers, provenance
 from skipsweep.config import RunConfig
 from skipsweep.data import prepare
 from skipsweep.data.batches import Batches
@@ -67,6 +66,9 @@ def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | No
 
 def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> Exit:
     config = run.read_config()
+    if os.environ.get("SKIPSWEEP_CONFIG", run.config_digest()) != run.config_digest():
+        _print_error(f"{run.config} was written anew by another launch: to be started as that says")
+        return Exit.HELD
     _set_threads(config)
     _seed_global_generators(config.seed)
     _prepare_gpu(prepare.data_root(config.paths))
@@ -165,7 +167,7 @@ def _attempt(
     except BaseException as problem:
         traceback.print_exc()
         _keep_traceback(Path(details["log"]))
-        return Outcome("failed", *cause_of(problem))
+        return Outcome("failed", *peers.blamed(run, details["attempt"], *cause_of(problem)))
     finally:
         recorder.progress.close()
 
@@ -217,14 +219,16 @@ def _is_finished(run: RunDir) -> bool:
 
 def _run_other_rank(run: RunDir, config: RunConfig, world: World, stop: StopSignal) -> Exit:
     """The same training, nothing recorded."""
-    if world.broadcast(None) is None:  # somebody else executes it, or has finished it
+    attempt = world.broadcast(None)
+    if attempt is None:  # somebody else executes it, or has finished it
         return Exit.DONE
     try:
         finished = _train(run, config, world, stop, None)
         world.broadcast(None)  # whoever starts processes may end them all when one has ended: rank 0 comes first
         return Exit.DONE if finished else Exit.PREEMPTED
-    except BaseException:
+    except BaseException as problem:
         traceback.print_exc()
+        peers.note(run, attempt, world.rank, *cause_of(problem))
         return Exit.FAILED
 
 
@@ -301,7 +305,7 @@ def _close(mirror: Mirror) -> None:
 
 def _assert_same_config(run: RunDir, world: World) -> None:
     """All ranks must train the same configuration; without this check, published runs averaged different models."""
-    digests = world.gather(hashlib.sha256(run.config.read_bytes()).hexdigest())
+    digests = world.gather(run.config_digest())
     if len(set(digests)) > 1:
         odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
         raise UserError(f"{run.config} reads differently on rank(s) {odd} than on rank 0")

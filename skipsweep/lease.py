@@ -23,7 +23,7 @@ from skipsweep.rundir import RunDir
 BEAT_S = 3.0
 """Seconds between heartbeats."""
 EXPIRY_S = 60.0
-"""Seconds without a heartbeat after which a holder on another machine counts as dead."""
+"""Seconds without a heartbeat after which a holder on another machine, or in another container, counts as dead."""
 
 
 class Held(Exception):
@@ -64,7 +64,7 @@ def is_live(run: RunDir, lease: dict[str, Any] | None) -> bool:
     """Whether the holder, as `newest` told, may still be working."""
     if not lease or lease.get("released"):
         return False
-    if lease["host"] != socket.gethostname():
+    if not _is_from_here(lease):
         # A beat that is recent by our clock suffices; otherwise compare with the file server's clock, which costs a
         # write.
         return 0 <= time.time() - lease["beat"] < EXPIRY_S or _age_s(run, lease["attempt"]) < EXPIRY_S
@@ -105,15 +105,16 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
+            # A full or absent file system for a moment is no matter: the beats before it still count.
             try:
-                # A full or absent file system for a moment is no matter: the beats before it still count.
                 with contextlib.suppress(OSError):
                     self.check()
                     self._write()
             except LeaseLost:
                 return
-            if self.on_beat:
-                self.on_beat()
+            with contextlib.suppress(OSError):
+                if self.on_beat:
+                    self.on_beat()
 
     def _write(self, released: bool = False) -> None:
         content = {**self.content, "beat": time.time(), "progress": dict(self.progress), "released": released}
@@ -151,12 +152,29 @@ def _claim(attempt: int) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "pid_start": _pid_start(os.getpid()),
+        **_surroundings(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "started": time.time(),
         "beat": time.time(),
         "progress": {},
         "released": False,
     }
+
+
+def _surroundings() -> dict[str, str | None]:
+    """Within what a pid names one process: machines may have one name, and containers share that of theirs. None off
+    Linux."""
+    found: dict[str, str | None] = {"boot": None, "pid_namespace": None}
+    with contextlib.suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["pid_namespace"] = os.readlink("/proc/self/ns/pid")
+    return found
+
+
+def _is_from_here(lease: dict[str, Any]) -> bool:
+    """Whether the holder's pid means something to us, as far as its lease tells: older ones have the host alone."""
+    here = {"host": socket.gethostname(), **_surroundings()}
+    return all(lease.get(key) in (None, value) for key, value in here.items())
 
 
 def _path(run: RunDir, attempt: int) -> Path:

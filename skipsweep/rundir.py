@@ -9,6 +9,7 @@
 Imports no torch: planning and reports read through here on a login node.
 """
 
+import hashlib
 import os
 import re
 import time
@@ -114,6 +115,14 @@ class RunDir:
         """Log file of an attempt; `stream` is `out` or `err`."""
         return self.path / "log" / f"attempt-{attempt}.{stream}"
 
+    def failure(self, attempt: int, rank: int) -> Path:
+        """Why a rank other than 0 has ended an attempt."""
+        return self.path / "log" / f"attempt-{attempt}.rank-{rank}.json"
+
+    def failures(self, attempt: int) -> list[Path]:
+        """Those that there are."""
+        return sorted((self.path / "log").glob(f"attempt-{attempt}.rank-*.json"))
+
     def freeze(self, config: RunConfig, identity: dict[str, Any]) -> None:
         """Create the folder with what the job will execute. Safe to repeat, and to run twice at once."""
         for folder in (self.path, self.leases, self.checkpoints, self.path / "log"):
@@ -138,6 +147,10 @@ class RunDir:
             raise UserError(
                 f"{self.config} cannot be read ({why}); restore it, or remove the run's folder and launch it again"
             ) from problem
+
+    def config_digest(self) -> str:
+        """Tells one config.yaml from another: launches that differ in what changes no result share a run."""
+        return hashlib.sha256(self.config.read_bytes()).hexdigest()
 
     def write_status(self, state: str, durable: bool = True, **details: Any) -> None:
         """Replace status.json. `details`: cause, message, attempt, host, pid, log, started, ended.

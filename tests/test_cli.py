@@ -233,6 +233,36 @@ def test_watching_ends_with_the_runs(
     assert [done.out.count(told) for told in ("1 running", "3 done")] == [2, 1]
 
 
+@pytest.mark.parametrize("asked", ["sweep", "run"])
+def test_what_a_launcher_executes_is_left_to_it(
+    asked: str, open_run: RunDir, skipsweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without SLURM: said, and nothing marked."""
+    monkeypatch.setenv("PATH", "")
+    multirun = Multirun(open_run.path.parents[1])
+    name, served = {"sweep": "which", "run": open_run.name}[asked], open_run.read_serves()
+    if asked == "run":
+        served = {"single": served["which"]}
+        files.write_json(open_run.serves, served)
+    done = skipsweep("cancel", name, "--multirun", str(multirun.path))
+    assert (done.status, done.err) == (0, "")
+    assert f"{open_run.name}: a launcher on its machine executes it; stop that with Ctrl-C" in done.out
+    found = as_json(skipsweep("cancel", name, "--json", "--multirun", str(multirun.path)))
+    assert (found["runs"], found["local"], found["ended"]) == ([], [open_run.name], False)
+    assert not multirun.sweep("which").cancelled.exists()
+    assert not open_run.cancelled.exists()
+    assert open_run.read_serves() == served
+
+
+def test_what_has_ended_is_not_cancelled(
+    place: Place, here: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert here("cancel", "which").out == "which: all runs have ended, nothing is left to cancel\n"
+    assert as_json(here("cancel", "which", "--json"))["ended"] is True
+    assert not place.multirun.sweep("which").cancelled.exists()
+
+
 def test_who_has_seen_enough_stops_watching(
     open_run: RunDir, skipsweep: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:

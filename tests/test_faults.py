@@ -21,7 +21,7 @@ import torch
 from runs import STEPS, Quiet, configuration, frozen, result, rows
 
 import skipsweep
-from skipsweep import checkpoint, files, job, lease, metadata, train
+from skipsweep import checkpoint, files, job, lease, metadata, peers, train
 from skipsweep.config import Compute, Record, world_size
 from skipsweep.errors import DataError, UserError
 from skipsweep.exit_status import Exit
@@ -29,7 +29,7 @@ from skipsweep.model.gpt import GPT
 from skipsweep.optim.gradients import Gradients
 from skipsweep.record import Recorder
 from skipsweep.rundir import RunDir
-from skipsweep.status import observe
+from skipsweep.status import Observation, observe
 from skipsweep.sweep import local
 from skipsweep.sweep.local import Pool
 from skipsweep.train import Trainer
@@ -463,7 +463,7 @@ def test_checkpoints_by_step_are_written_at_their_step(
 STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
-from skipsweep import lease
+from skipsweep import lease, peers
 from skipsweep.rundir import RunDir
 
 run, rank = RunDir(Path(sys.argv[1])), int(os.environ["RANK"])
@@ -543,6 +543,7 @@ def test_every_way_to_end_is_told_and_harms_no_other(stand_in: Path, playing: Ca
     good = [playing("work()"), playing("work(seconds=0)")]
     bad = {
         "killed": playing("hold(); os.kill(os.getpid(), signal.SIGKILL)"),
+        "bus error": playing("hold(); os.kill(os.getpid(), signal.SIGBUS)"),
         "segfault": playing("hold(); os.kill(os.getpid(), signal.SIGSEGV)"),
         "exit code": playing(
             "print('first', file=sys.stderr); print('ImportError: no torch', file=sys.stderr); sys.exit(3)"
@@ -557,6 +558,8 @@ def test_every_way_to_end_is_told_and_harms_no_other(stand_in: Path, playing: Ca
     Pool(runs, 4, stand_in).execute(Deadline())
     assert [told(run)[0] for run in good] == ["done", "done"]
     assert told(bad["killed"]) == ("failed", "killed", "SIGKILL (kill -9, or the system had no memory left)")
+    assert told(bad["bus error"])[:2] == ("failed", "data")
+    assert "skipsweep data verify" in str(told(bad["bus error"])[2])
     assert told(bad["segfault"]) == ("failed", "killed", "SIGSEGV")
     assert told(bad["exit code"]) == ("failed", "exception", "ImportError: no torch")
     assert told(bad["exit code alone"]) == ("failed", "exception", "exit code 9")
@@ -581,6 +584,28 @@ def test_a_failed_run_that_is_tried_again_fails_anew(stand_in: Path, playing: Ca
     run.write_status("failed", cause="nan", message="the last time")
     Pool([run], 1, stand_in).execute(Deadline())
     assert told(run) == ("failed", "exception", "exit code 9")
+
+
+def test_a_clock_that_is_set_back_undoes_nothing(stand_in: Path, playing: Callable[..., RunDir]) -> None:
+    back = "time.time = lambda now=time.time: now() - 3600\n"
+    good = playing(f"{back}work()")
+    bad = playing(f"{back}work('failed', 0, cause='nan', message='at step 3'); sys.exit(1)")
+    Pool([good, bad], 2, stand_in).execute(Deadline())
+    assert told(good)[0] == "done"
+    assert told(bad) == ("failed", "nan", "at step 3")
+
+
+def test_a_clock_that_is_set_forward_stops_nothing(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = playing("work(seconds=1)")
+    now = time.time
+
+    def set_clock() -> None:
+        monkeypatch.setattr(time, "time", lambda: now() + 7200)
+
+    Pool([run], 1, stand_in, timeout_s=3600).execute(Deadline(lambda: (run.path / "executed").exists(), set_clock))
+    assert told(run)[0] == "done"
 
 
 def test_rank_0_has_time_to_say_why(stand_in: Path, playing: Callable[..., RunDir]) -> None:
@@ -613,6 +638,28 @@ def test_who_waits_for_a_killed_peer_is_ended(
     Pool([waits, complains], 2, stand_in).execute(Deadline())
     assert told(waits)[:2] == ("failed", "killed")
     assert told(complains)[:2] == ("failed", "killed")
+
+
+def test_why_a_rank_failed_is_told_by_itself(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rank 0 waits for it in vain, and the others only complain of it."""
+    monkeypatch.setattr(local, "PEER_GRACE_S", 0.5)
+    note = "peers.note(run, 1, rank, {!r}, {!r}); sys.exit(1)"
+    lost = note.format("exception", "RuntimeError: Connection closed by peer")
+    run = playing("hold(); time.sleep(600)", lost, note.format("oom", "MemoryError: none left"), lost)
+    Pool([run], 1, stand_in).execute(Deadline())
+    assert told(run) == ("failed", "oom", "MemoryError: none left")
+
+
+def test_rank_0_is_believed_where_it_failed_itself(run: RunDir) -> None:
+    peers.note(run, 1, 1, "oom", "MemoryError: none left")
+    (run.failure(1, 2)).write_text("torn")
+    lost, own = ("exception", "RuntimeError: Connection reset by peer"), ("exception", "ValueError: no such thing")
+    assert peers.blamed(run, 1, *lost) == ("oom", "MemoryError: none left")
+    assert peers.blamed(run, 2, *lost) == lost
+    assert peers.blamed(run, 1, *own) == own
+    assert peers.blamed(run, 1, "nan", "at step 3") == ("nan", "at step 3")
 
 
 def interrupt() -> None:
@@ -667,6 +714,55 @@ def test_a_signal_while_a_run_is_started_reaches_it(
     monkeypatch.setattr(local, "start", signalled)
     Pool([run], 1, stand_in).execute(Deadline())
     assert told(run)[0] == "preempted"
+
+
+SAVES = """
+held = hold()
+def save(*_):
+    run.write_status("preempted", cause="signal", message="SIGTERM")
+    held.release()
+    os._exit(75)
+signal.signal(signal.SIGTERM, save)
+run.write_status("running")
+time.sleep(600)
+"""
+
+
+def test_a_launcher_that_fails_has_its_runs_save(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And kills those alone that do not end in time."""
+    monkeypatch.setattr(local, "GRACE_S", 3.0)
+    saves, ignores = playing(SAVES), playing(IGNORES)
+    both = [saves, ignores]
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Pool(both, 2, stand_in).execute(Deadline(lambda: all(told(run)[0] == "running" for run in both), fail))
+    assert told(saves) == ("preempted", "signal", "SIGTERM")
+    assert told(ignores) == ("preempted", "signal", "SIGKILL")
+    assert not any(observe(run).is_live for run in both)
+
+
+def test_a_file_server_that_does_not_answer_is_asked_again(
+    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = playing("work()"), playing("os._exit(9)")
+    asked: dict[RunDir, int] = {}
+
+    def stale(run: RunDir) -> Observation:
+        asked[run] = asked.get(run, 0) + 1
+        if asked[run] % 2:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return observe(run)
+
+    monkeypatch.setattr(local, "observe", stale)
+    Pool([good, bad], 1, stand_in).execute(Deadline())
+    assert told(good)[0] == "done"
+    assert told(bad) == ("failed", "exception", "exit code 9")
+    assert asked == {good: 4, bad: 4}
 
 
 LAUNCHER = """

@@ -1,5 +1,7 @@
 """`python launch.py` as a user lives with it: sweeps, extensions, failures, interruptions, torchrun."""
 
+import errno
+import io
 import signal
 import subprocess
 import sys
@@ -14,12 +16,14 @@ from skipsweep import files, torchrun
 from skipsweep.analyze import statistics
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun, RunDir
+from skipsweep.status import Observation
 from skipsweep.sweep import launch as launching
-from skipsweep.sweep import local
+from skipsweep.sweep import local, show
 from skipsweep.sweep.plan import Plan
 
 SWEEP = ("-m", "skip_layers=none,0,[0,1]")
 ARMS = ["skip_layers=none", "skip_layers=0", "skip_layers=[0,1]"]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def test_runs_side_by_side(parallel: int, met: bool, tmp_path: Path, monkeypatch
         other = next(one for one in runs if one != run).path / "here"
         wait = f"touch here; for i in $(seq {patience}); do [ -e {other} ] && exec touch met; sleep 0.1; done"
         process = subprocess.Popen(["sh", "-c", wait], cwd=run.path)
-        return local.Execution(run, 1, [process], None, tempfile.TemporaryDirectory())
+        return local.Execution(run, 1, [process], None, {}, tempfile.TemporaryDirectory())
 
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local.Pool, "_threads", lambda *_: 1)
@@ -380,6 +384,44 @@ def test_a_terminated_launcher_is_continued(place: Place, swept: Done) -> None:
     assert f"resumed from step {began_again - 1}" in long_.log(2, "out").read_text()
 
 
+def test_nobody_reads_how_a_sweep_goes(place: Place) -> None:
+    """As with `| head`: the runs end well, and the launch says so."""
+    process = place.start("-m", "skip_layers=0,1", "seed=11")
+    assert process.stdout is not None
+    until(lambda: [run for run in place.multirun.all_runs() if run.config.exists() and run.read_config().seed == 11])
+    process.stdout.close()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    runs = [run for run in place.multirun.all_runs() if run.read_config().seed == 11]
+    assert [run.read_status()["state"] for run in runs] == ["done", "done"]
+
+
+def test_nobody_reads_a_plan(place: Place) -> None:
+    process = place.start("-m", "skip_layers=0,1", "plan=true")
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_look_that_fails_ends_no_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a file server that does not answer, nor a message that the terminal's encoding has not got."""
+    run = RunDir(tmp_path / "run")
+    seen = Observation("run", "failed", "config", "\N{SNOWMAN}")
+    answers: list[Observation | OSError] = [OSError(errno.ESTALE, "Stale file handle"), seen]
+
+    def look(_: RunDir) -> Observation:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with show.Watch([run], {}, look) as watch:
+        watch.tick()
+    assert answers == []
+
+
 def steps(run: RunDir) -> int | None:
     return run.read_config().schedule.steps if run.status.exists() else None
 
@@ -421,8 +463,7 @@ def test_two_launchers_of_one_run(place: Place, twice: list[Done]) -> None:
 
 def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path) -> None:
     other = Place(tmp_path / "runs", place.data)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = other.launch("skip_layers=0", "seed=7", "compute.processes=2", runner=torchrun)
+    done = other.launch("skip_layers=0", "seed=7", "compute.processes=2", runner=TORCHRUN)
     assert done.status == 0, done.err
     (run,) = other.multirun.all_runs()
     plain = shown_run(single)
@@ -431,6 +472,18 @@ def test_torchrun_trains_the_same_run(place: Place, single: Done, tmp_path: Path
     curves = [[row["val/loss"] for row in result(one)["val_curve"]] for one in (run, plain)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)  # float32; test_world.py compares in float64
     assert done.line("validation loss").split()[2] == f"{result(run)['val_loss']:.4f}"
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_torchrun_with_nothing_to_launch(flag: str, place: Place) -> None:
+    """Hydra answers; the other ranks must not wait for a run."""
+    process = place.start(flag, runner=TORCHRUN)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.terminate()
+    assert process.returncode == 0, err
+    assert "skip_layers" in out
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("config", "files", "progress", "provenance", "secrecy", "slurm.environment", "slurm.assignment", "stop"),
     ("published", "rundir"),
     ("sweep_file",),
-    ("imports", "lease", "mirror", "slurm.submission"),
+    ("imports", "lease", "mirror", "peers", "slurm.submission"),
     ("status",),
     ("distributed",),
     ("data", "analyze", "slurm.squeue", "slurm.batch_step", "slurm.logs"),

@@ -112,6 +112,14 @@ HOLDERS: dict[str, tuple[Callable[[], dict[str, Any]], float, bool]] = {
     "dead": (lambda: {"pid": ended_pid()}, 0, False),
     "dead, and its pid reused": (lambda: {"pid_start": "1"}, 0, False),
     "asleep": (lambda: {"beat": time.time() - STALE_S}, STALE_S, False),
+    "dead, and told by an older version": (
+        lambda: {"pid": ended_pid(), "boot": None, "pid_namespace": None},
+        0,
+        False,
+    ),
+    "in another container": (lambda: {"pid": ended_pid(), "pid_namespace": "pid:[1]"}, 0, True),
+    "in another container, gone": (lambda: {"pid_namespace": "pid:[1]"}, STALE_S, False),
+    "on another machine of this name": (lambda: {"pid": ended_pid(), "boot": "another"}, 0, True),
     "elsewhere": (lambda: {"host": "elsewhere"}, 0, True),
     "elsewhere, with a pid that is not here": (lambda: {"host": "elsewhere", "pid": ended_pid()}, 0, True),
     "elsewhere, almost expired": (lambda: {"host": "elsewhere"}, lease.EXPIRY_S - 20, True),
@@ -220,6 +228,22 @@ def test_the_heart_beats_on_when_the_disk_does_not(run: RunDir, monkeypatch: pyt
             patch.setattr(files, "write_json", full)
             seen = len(beats)
             until(lambda: len(beats) > seen + 3)
+        held.progress["step"] = 7
+        until(lambda: (lease.newest(run) or {})["progress"] == {"step": 7})
+
+
+def test_the_heart_beats_on_when_the_file_server_refuses(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked with every beat, as whether the run was cancelled, is asked again with the next."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.005)
+    refused = []
+
+    def refuse() -> None:
+        refused.append(1)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with acquired(run) as held:
+        held.on_beat = refuse
+        until(lambda: len(refused) > 3)
         held.progress["step"] = 7
         until(lambda: (lease.newest(run) or {})["progress"] == {"step": 7})
 

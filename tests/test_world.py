@@ -205,7 +205,8 @@ def test_ranks_with_different_settings_refuse(
 
     def misled(before: Callable[[], None], command: list[str], env: dict[str, str], **how: Any) -> Forked:
         folder = other if env["RANK"] == "1" else run
-        return Forked(before, [*command[:-1], str(folder.path)], env, **how)
+        own = {key: value for key, value in env.items() if key != "SKIPSWEEP_CONFIG"}  # else each would refuse alone
+        return Forked(before, [*command[:-1], str(folder.path)], own, **how)
 
     fork_jobs(monkeypatch, popen=misled)
     assert together(run) == Exit.FAILED
@@ -214,6 +215,25 @@ def test_ranks_with_different_settings_refuse(
     assert status["message"] == f"{run.config} reads differently on rank(s) [1] than on rank 0"
     assert not run.metrics.exists()
     assert other.read_status()["state"] == "planned"
+
+
+def test_another_launch_may_ask_for_other_processes(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the job that was started for one still imports torch."""
+    run = frozen(double(tmp_path, data_root))
+    start = local.start
+
+    def changed(*args: Any) -> local.Execution:
+        execution = start(*args)
+        frozen(double(tmp_path, data_root, processes=2))
+        return execution
+
+    monkeypatch.setattr(local, "start", changed)
+    local.Pool([run], 1, None).execute(lambda: None)
+    assert run.read_status()["state"] == "done", (run.read_status(), log(run))
+    assert files.read_json(run.env)["1"]["world_size"] == 2
+    assert "was written anew by another launch" in log(run)
 
 
 def test_a_killed_rank_ends_the_run(tmp_path: Path, data_root: Path) -> None:
@@ -247,15 +267,49 @@ runpy.run_path({job!r}, run_name="__main__")
 """
 
 
-def test_a_bad_gradient_on_one_rank_stops_all(tmp_path: Path, data_root: Path) -> None:
+FULL_ON_RANK_1 = """
+import errno, os, runpy
+from skipsweep.train import Trainer
+
+update = Trainer._update
+
+def failing(self):
+    if self.step == 8 and os.environ["RANK"] == "1":
+        raise {problem}
+    return update(self)
+
+Trainer._update = failing
+runpy.run_path({job!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("problem", "cause"), [("MemoryError('no memory left')", "oom"), ("OSError(errno.ENOSPC, 'full')", "disk")]
+)
+def test_the_cause_is_that_of_the_rank_which_failed(problem: str, cause: str, tmp_path: Path, data_root: Path) -> None:
+    """Rank 0 only loses the connection to it."""
+    run = frozen(double(tmp_path / "run", data_root, processes=2))
+    code = job_of(tmp_path, FULL_ON_RANK_1.format(job=str(Path(job.__file__)), problem=problem))
+    assert together(run, code=code) == Exit.FAILED
+    status = run.read_status()
+    assert (status["state"], status["cause"]) == ("failed", cause), log(run)
+
+
+def job_of(tmp_path: Path, source: str) -> Path:
+    """Sources in which `skipsweep.job` is this, and all else the real thing."""
     package = tmp_path / "code" / "skipsweep"
     package.mkdir(parents=True)
     shutil.copy(Path(skipsweep.__file__), package / "__init__.py")
     with open(package / "__init__.py", "a") as f:
         f.write(f"\n__path__.append({os.path.dirname(skipsweep.__file__)!r})\n")
-    (package / "job.py").write_text(SPOILT_ON_RANK_1.format(job=str(Path(job.__file__))))
+    (package / "job.py").write_text(source)
+    return package.parent
+
+
+def test_a_bad_gradient_on_one_rank_stops_all(tmp_path: Path, data_root: Path) -> None:
     run = frozen(double(tmp_path / "run", data_root, processes=2))
-    execution = local.start(run, package.parent, threads=1, show=False)
+    code = job_of(tmp_path, SPOILT_ON_RANK_1.format(job=str(Path(job.__file__))))
+    execution = local.start(run, code, threads=1, show=False)
     assert finish(execution) == Exit.FAILED
     assert [process.returncode for process in execution.processes] == [Exit.FAILED, Exit.FAILED], log(run)
     status = run.read_status()

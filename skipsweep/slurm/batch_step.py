@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipsweep import lease
+from skipsweep import lease, peers
 from skipsweep.exit_status import Exit, cause_of_death, last_line
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import environment, submission
@@ -157,6 +157,8 @@ class BatchStep:
             return
         log, line = self._evidence(run, attempt)
         state, cause, message = verdict(death, code, self.said, self.terminated, line)
+        if cause == "exception":
+            cause, message = peers.noted(run, attempt) or (cause, message)
         details = {"log": str(log), "ended": time.time(), "job": self.job, "cause": cause, "message": message}
         run.write_status(state, attempt=attempt, **details)
 

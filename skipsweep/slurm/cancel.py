@@ -20,6 +20,8 @@ class Cancelled:
 
     sweep: str
     """Its name, or the run's."""
+    ended: bool = False
+    """Whether all of its runs have ended, so that nothing was left to cancel."""
     runs: list[str] = field(default_factory=list)
     """Runs that will not be continued."""
     wanted: dict[str, list[str]] = field(default_factory=dict)
@@ -38,13 +40,12 @@ def cancel(multirun: Multirun, asked: str) -> Cancelled:
     """
     sweep, runs = _meant(multirun, asked)
     with files.locked(multirun.path):  # no launcher submits meanwhile
-        cancelled = Cancelled(sweep or runs[0].name)
-        if sweep:
-            multirun.sweep(sweep).cancelled.touch()
-        else:
-            runs[0].forget_serves(SINGLE)
-        open_ = [run for run in runs if observe(run).state not in (*FINAL, "new", "planned")]
+        states = {run: observe(run).state for run in runs}
+        cancelled = Cancelled(sweep or runs[0].name, ended=set(states.values()) <= {*FINAL})
+        open_ = [run for run, state in states.items() if state not in (*FINAL, "new", "planned")]
         _sort(open_, multirun, sweep, cancelled)
+        if cancelled.runs or cancelled.wanted:
+            _wait_no_more(multirun, sweep, runs)
         _end_jobs([run for run in open_ if run.name in cancelled.runs], cancelled)
     return cancelled
 
@@ -64,7 +65,7 @@ def _meant(multirun: Multirun, asked: str) -> tuple[str | None, list[RunDir]]:
 def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str | None, cancelled: Cancelled) -> None:
     """Enter each run in `cancelled`, and mark those that are ours to cancel."""
     for run in runs:
-        others = [name for name in run.read_serves() if name != sweep and _waits(multirun, name)]
+        others = [name for name in run.read_serves() if name != (sweep or SINGLE) and _waits(multirun, name)]
         if others:
             cancelled.wanted[run.name] = others
         elif submission.claim_of(run) is None:
@@ -72,6 +73,14 @@ def _sort(runs: Iterable[RunDir], multirun: Multirun, sweep: str | None, cancell
         else:
             run.cancelled.touch()
             cancelled.runs.append(run.name)
+
+
+def _wait_no_more(multirun: Multirun, sweep: str | None, runs: Sequence[RunDir]) -> None:
+    """Note it for other sweeps that share runs."""
+    if sweep:
+        multirun.sweep(sweep).cancelled.touch()
+    else:
+        runs[0].forget_serves(SINGLE)
 
 
 def _waits(multirun: Multirun, name: str) -> bool:
@@ -82,6 +91,8 @@ def _waits(multirun: Multirun, name: str) -> bool:
 
 def _end_jobs(runs: Sequence[RunDir], cancelled: Cancelled) -> None:
     """End the jobs of which no run is wanted any more; others see the mark in their run's folder."""
+    if not runs:
+        return
     try:
         queue = squeue.read()
     except Unreachable as problem:

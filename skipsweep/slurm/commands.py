@@ -21,6 +21,9 @@ FOLLOW_S = 0.5
 
 def show_cancelled(cancelled: Cancelled) -> None:
     """What a person wants to know of it."""
+    if cancelled.ended:
+        print(f"{cancelled.sweep}: all runs have ended, nothing is left to cancel")
+        return
     print(f"{cancelled.sweep}: {len(cancelled.runs)} runs cancelled, {len(cancelled.jobs)} jobs ended")
     for run, others in cancelled.wanted.items():
         print(f"{run}: left alone, wanted by {', '.join(others)}")

@@ -1,6 +1,7 @@
 """From a command line to a LaunchRequest: what launch.py does around Hydra, and the same without a command line."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,14 +35,17 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 def main() -> None:
     """Let Hydra read the command line, then launch what it asks for, and exit.
 
-    Exit status: the launch's; 2 for bad input, said in one line on standard error; 130 when interrupted.
+    Exit status: the launch's; 2 for bad input, said in one line on standard error; 130 when interrupted; 141 where
+    nobody reads what is printed (`| head`).
     """
     with reported():
         if request := _ask_hydra():
             # Only now, outside Hydra: it would log, wrap and re-raise whatever happens.
             from skipsweep.sweep.launch import launch
 
-            sys.exit(launch(request))
+            status = launch(request)
+            sys.stdout.flush()
+            sys.exit(status)
 
 
 def _ask_hydra() -> LaunchRequest | None:
@@ -109,6 +113,11 @@ def reported() -> Iterator[None]:
         if whole:
             raise
         sys.exit(130)
+    except BrokenPipeError:
+        from skipsweep.sweep.show import silence
+
+        silence()  # else Python would flush, and complain, once more
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Executing runs on this machine: each in processes of its own, some at a time, none harmed by another's end."""
 
+import contextlib
 import math
 import os
 import signal
@@ -10,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from skipsweep import lease, provenance
+from skipsweep import lease, peers, provenance
 from skipsweep.config import world_size
 from skipsweep.exit_status import Exit, cause_of_death, last_line
 from skipsweep.rundir import RunDir
@@ -33,8 +34,10 @@ class Execution:
     attempt: int
     processes: list[subprocess.Popen[bytes]]
     log: Path | None
+    status_before: dict[str, Any]
+    """What status.json said when it was started."""
     rendezvous: tempfile.TemporaryDirectory[str]
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     told: bool = False
     """Whether we told it to stop."""
     timeout_s: float = 0.0
@@ -43,6 +46,8 @@ class Execution:
     """Whether it was stopped for that."""
     failed_rank: int | None = None
     """The first process that ended with another code than 0; the others may only have missed it."""
+    unanswered_since: float | None = None
+    """When its end could first not be read from its files."""
     _kill_at: float | None = None
 
     def poll(self) -> int | None:
@@ -55,7 +60,7 @@ class Execution:
             self._kill_in(GRACE_S if stopped else PEER_GRACE_S)
         if None not in codes:
             return 0 if self.failed_rank is None else codes[self.failed_rank]
-        if self.timeout_s and not self.told and time.time() - self.started > self.timeout_s:
+        if self.timeout_s and not self.told and time.monotonic() - self.started > self.timeout_s:
             self.overdue = True
             self.stop()
         if self._kill_at is not None and time.monotonic() > self._kill_at:
@@ -89,12 +94,14 @@ class Execution:
 
 def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution:
     """Start the processes of a run. `code`: frozen sources; `show`: its output goes to ours, else to its log."""
+    digest = run.config_digest()
     config = run.read_config()
-    attempt = lease.next_attempt(run)
+    attempt, before = lease.next_attempt(run), run.read_status()
     size = world_size(config.compute)
     rendezvous = tempfile.TemporaryDirectory(prefix="skipsweep-")
     env = _environment(code, threads) | {
         "WORLD_SIZE": str(size),
+        "SKIPSWEEP_CONFIG": digest,
         "SKIPSWEEP_RENDEZVOUS": f"file://{rendezvous.name}/store",
     }
     out, err = run.log(attempt, "out"), run.log(attempt, "err")
@@ -112,7 +119,7 @@ def start(run: RunDir, code: Path | None, threads: int, show: bool) -> Execution
             )
             for rank in range(size)
         ]
-    return Execution(run, attempt, processes, None if show else err, rendezvous)
+    return Execution(run, attempt, processes, None if show else err, before, rendezvous)
 
 
 def _environment(code: Path | None, threads: int) -> dict[str, str]:
@@ -135,7 +142,9 @@ def conclude(execution: Execution, exit_code: int) -> None:
     if exit_code in (Exit.PREEMPTED, Exit.HELD) or seen.is_live or lease.next_attempt(run) > execution.attempt + 1:
         return  # it said so itself, or is another's by now
     lost_peer = exit_code < 0 and execution.failed_rank and seen.cause == "exception"
-    if seen.state in (*FINAL, "preempted") and _is_new(execution) and not lost_peer:
+    # The status may still be that of a failure which is tried again. Its time would not tell: clocks are set.
+    is_new = run.read_status() != execution.status_before
+    if seen.state == "done" or (seen.state in ("failed", "preempted") and is_new and not lost_peer):
         return
     log = str(execution.log) if execution.log else None
     details = {"attempt": execution.attempt, "log": log, "ended": time.time()}
@@ -144,6 +153,8 @@ def conclude(execution: Execution, exit_code: int) -> None:
         _publish(run, "preempted", cause="signal", message=signal_name, **details)
         return
     cause, message = cause_of_death(exit_code, signal_name, execution.log and last_line(execution.log))
+    if cause == "exception":
+        cause, message = peers.noted(run, execution.attempt) or (cause, message)
     _publish(run, "failed", cause=cause, message=message, **details)
 
 
@@ -155,17 +166,18 @@ def _publish_timeout(execution: Execution) -> None:
         _publish(execution.run, "failed", cause="timeout", message=message, ended=time.time(), **details)
 
 
-def _is_new(execution: Execution) -> bool:
-    """Whether the run's status is this attempt's, not that of a failure which is being tried again."""
-    return execution.run.read_status().get("time", 0.0) >= execution.started
-
-
 def _publish(run: RunDir, state: str, **details: Any) -> None:
     """Write a run's status. A disk that is full must not end the launcher, and with it all other runs."""
     try:
         run.write_status(state, **details)
     except OSError as problem:
-        print(f"{run.name}: {state}, but its status could not be written: {problem}", file=sys.stderr)
+        _say(f"{run.name}: {state}, but its status could not be written: {problem}", sys.stderr)
+
+
+def _say(line: str, to: TextIO) -> None:
+    """A terminal that is gone, or a closed pipe, must not end the launcher either."""
+    with contextlib.suppress(OSError, UnicodeError):
+        print(line, file=to, flush=True)
 
 
 @dataclass
@@ -199,30 +211,43 @@ class Pool:
                 tick()
                 time.sleep(POLL_S)
         finally:
-            for execution in self._active:
-                execution.kill()
-                execution.close()
+            self._end_all()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _end_all(self) -> None:
+        """Something has failed here: the runs that are left save, as they do at a signal."""
+        for execution in self._active:
+            execution.stop()
+        while None in [execution.poll() for execution in self._active]:
+            time.sleep(POLL_S)
+        for execution in self._active:
+            with contextlib.suppress(Exception):  # what failed first is told
+                conclude(execution, execution.poll() or 0)
 
     def _start_next(self) -> None:
         for run in list(self._waiting):
             if len(self._active) >= self.parallel:
                 return
-            seen = observe(run)
-            if seen.is_live:
-                self._wait_for(run, seen.holder)
-                continue
-            self._waiting.remove(run)
-            tried_elsewhere = lease.next_attempt(run) > self._attempts[run]
-            if seen.state != "done" and not (seen.state in FINAL and tried_elsewhere):
-                self._begin(run)
+            with contextlib.suppress(OSError):  # the file server does not answer: asked again
+                self._look_at(run)
+
+    def _look_at(self, run: RunDir) -> None:
+        """Begin a run, unless another launcher executes it, or it has ended elsewhere."""
+        seen = observe(run)
+        if seen.is_live:
+            self._wait_for(run, seen.holder)
+            return
+        tried_elsewhere = lease.next_attempt(run) > self._attempts[run]
+        self._waiting.remove(run)
+        if seen.state != "done" and not (seen.state in FINAL and tried_elsewhere):
+            self._begin(run)
 
     def _wait_for(self, run: RunDir, holder: str | None) -> None:
         """Another launcher executes it: wait, and take over only if that dies."""
         if run not in self._elsewhere:
             self._elsewhere.add(run)
-            print(f"{run.name} is being executed by {holder}: waiting for it", flush=True)
+            _say(f"{run.name} is being executed by {holder}: waiting for it", sys.stdout)
 
     def _begin(self, run: RunDir) -> None:
         try:
@@ -243,10 +268,22 @@ class Pool:
             code = execution.poll()
             if code is None:
                 continue
+            if not self._conclude(execution, code):
+                continue
             self._active.remove(execution)
-            conclude(execution, code)
             if code == Exit.HELD:
                 self._waiting.append(execution.run)
+
+    def _conclude(self, execution: Execution, code: int) -> bool:
+        """Whether it could be concluded: a file server that does not answer is asked again, for a while."""
+        try:
+            conclude(execution, code)
+        except OSError as problem:
+            execution.unanswered_since = execution.unanswered_since or time.monotonic()
+            if time.monotonic() - execution.unanswered_since < GRACE_S:
+                return False
+            _say(f"{execution.run.name}: ended, but its files cannot be read: {problem}", sys.stderr)
+        return True
 
     def _stop(self, _number: int, _frame: object) -> None:
         for execution in self._active:

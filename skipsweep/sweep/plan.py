@@ -4,6 +4,7 @@ A *point* is one choice on the sweep's axes; several points may be the same run.
 in their seed.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skipsweep import files, sweep_file
-from skipsweep.config import RunConfig, Sweep
+from skipsweep.config import Config, RunConfig, Sweep
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, names_a_folder
 from skipsweep.status import Observation, observe
@@ -73,7 +74,7 @@ def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Ite
         raise UserError("the sweep has no points")
     _check_axes(wanted)
     first = wanted[0].config
-    sweep, multirun = first.sweep, Multirun(resolve_folder(first.paths.multirun))
+    sweep, multirun = first.sweep, _multirun(first)
     given = _given_name(sweep)
     before = _before(multirun, given)
     resolved = resolve_points(wanted, multirun, before.get("rankings", {}))
@@ -101,6 +102,14 @@ def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Ite
         )
         plan.observe()
     return plan
+
+
+def _multirun(config: Config) -> Multirun:
+    """Raises UserError for a folder in which no frozen code can be found: Python is pointed to it by PYTHONPATH."""
+    path = resolve_folder(config.paths.multirun)
+    if os.pathsep in str(path):
+        raise UserError(f"paths.multirun={path}: Python would part this path at {os.pathsep!r}; write another")
+    return Multirun(path)
 
 
 @contextmanager

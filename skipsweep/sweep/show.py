@@ -1,8 +1,10 @@
 """What a person at a terminal sees of plans, sweeps and runs."""
 
+import contextlib
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,14 @@ from skipsweep.sweep.schedules import Drawing
 LINE_WIDTH = 2000
 """Columns where there is no terminal: nothing is to be folded in a log."""
 
-console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever prints learns of it, as from `print`; rich, which has caught it and calls this, would exit."""
+        raise
+
+
+console = _Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else LINE_WIDTH)
 """Takes text as it is: the brackets of `skip_layers=[input,2]` are no markup."""
 MAX_ROWS = 20
 """Rows of a live table; with more runs, only those that are running."""
@@ -174,18 +183,23 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.tick(force=True)
         if self._live:
-            self._live.stop()
+            with _while_somebody_listens():
+                self._live.stop()
 
     def tick(self, force: bool = False) -> None:
-        """Look again, at most once a second."""
+        """Look again, at most once a second. Nothing that goes wrong with that is worth ending a launch."""
         if not force and time.monotonic() < self._next:
             return
         self._next = time.monotonic() + OBSERVE_EVERY_S
-        seen = [self._look(run) for run in self._runs]
-        if self._live:
-            self._live.update(Group(runs(_worth_showing(seen)), _counts(seen)), refresh=True)
-        else:
-            self._print_changes(seen)
+        try:
+            seen = [self._look(run) for run in self._runs]
+        except OSError:  # the file server does not answer: asked again
+            return
+        with _while_somebody_listens():
+            if self._live:
+                self._live.update(Group(runs(_worth_showing(seen)), _counts(seen)), refresh=True)
+            else:
+                self._print_changes(seen)
 
     def _print_changes(self, seen: Sequence[Observation]) -> None:
         for one in seen:
@@ -193,6 +207,23 @@ class Watch:
                 cause = f": {one.cause}: {one.message}" if one.cause else ""
                 print(f"{one.run}: {one.state}{cause}", flush=True)
             self._seen[one.run] = one.state, one.attempt
+
+
+@contextlib.contextmanager
+def _while_somebody_listens() -> Iterator[None]:
+    """Once standard output is a closed pipe, or a terminal that is gone, all that is printed goes nowhere."""
+    try:
+        yield
+    except UnicodeError:  # a character that the encoding has not got
+        pass
+    except OSError:
+        silence()
+
+
+def silence() -> None:
+    """Send standard output nowhere, also what is still buffered."""
+    with contextlib.suppress(OSError):  # a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _worth_showing(seen: Sequence[Observation]) -> Sequence[Observation]:

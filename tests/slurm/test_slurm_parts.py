@@ -14,7 +14,7 @@ from commands import until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipsweep import lease, secrecy
+from skipsweep import lease, peers, secrecy
 from skipsweep.errors import UserError
 from skipsweep.rundir import RunDir
 from skipsweep.slurm import batch_step, environment, squeue, submission, submit
@@ -85,6 +85,7 @@ SAID: dict[str, tuple[list[str], int, str, str]] = {
         "SIGKILL (kill -9, or the system had no memory left)",
     ),
     "segfault": (["srun: error: n1: task 0: Segmentation fault (core dumped)"], 139, "killed", "SIGSEGV"),
+    "bus error": (["srun: error: n1: task 0: Bus error (core dumped)"], 135, "data", "SIGBUS"),
     "memory": (["srun: error: n1: task 0: Out Of Memory"], 1, "oom", "memory"),
     "memory, seen by the step": (
         ["slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.", "srun: error: n1: task 0: Killed"],
@@ -179,6 +180,21 @@ def test_a_controller_is_away(case: str, run: RunDir, tmp_path: Path, monkeypatc
     if state == "failed":
         assert "launcher's own words" in Path(run.read_status()["log"]).read_text()
         assert run.read_status()["message"] == "srun: launcher's own words"
+
+
+def test_why_a_rank_failed_is_told_by_itself(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _program(tmp_path / "srun", SRUN.format(code=1, run=run.path))
+    _program(tmp_path / "scontrol", SCONTROL.format(calls=tmp_path / "calls", away=0, facts=RUNNING))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(batch_step.signal, "signal", lambda *_: None)
+    (run.path / "log").mkdir()
+    peers.note(run, 1, 1, "oom", "MemoryError: none left")
+    claim = submission.claim_of(run)
+    assert claim is not None
+    assert batch_step.BatchStep(Path(claim.folder)).run() == 1
+    status = run.read_status()
+    assert (status["state"], status["cause"], status["message"]) == ("failed", "oom", "MemoryError: none left")
 
 
 def _program(path: Path, text: str) -> None:
