@@ -45,7 +45,7 @@ def no_baseline(evidence: Evidence, compared: Comparison) -> str | None:
 
 
 def confounded(evidence: Evidence, compared: Comparison) -> str | None:
-    arms = [f"{arm} ({', '.join(map(str, keys))})" for arm, keys in evidence.confounds.items() if keys]
+    arms = [f"{arm} ({named(keys)})" for arm, keys in evidence.confounds.items() if keys]
     if not arms:
         return None
     return (

@@ -3,19 +3,14 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from skipsweep.analyze.confounds import FOLLOWS, REPETITION, Settings, differing
 from skipsweep.errors import UserError
 from skipsweep.model import readout_specs
 
 Key = tuple[str, int, int]
 """Arm, seed, replicate."""
-Settings = Mapping[str, Any]
-"""Dotted path -> value of everything that changes a result."""
 
-REPETITION = ("seed", "replicate")
-FOLLOWS = ("data.epochs",)
-"""The number of epochs that a run begins follows from its steps."""
 DRAWN = ("skip_layers", *(f"lambda_init.{name}" for name in readout_specs.PER_SOURCE))
 """What a seed decides where it draws the layers."""
 
@@ -88,12 +83,6 @@ def within_arms(points: Points) -> Iterator[Confound]:
                 "an arm differ in the seed alone; choose another sweep.name (sweep.allow_confound=true marks it)"
             )
             yield Confound(key[0], setting, told)
-
-
-def differing(own: Settings, other: Settings, allowed: Sequence[str]) -> list[str]:
-    """Keys with two values, sorted, but those that are `allowed` or lie below one that is."""
-    keys = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-    return [key for key in keys if not any(key == a or key.startswith(f"{a}.") for a in allowed)]
 
 
 def _shown(key: str, before: Settings, now: Settings) -> str:
