@@ -37,8 +37,8 @@ def multi(place: Place, single: Done) -> Done:
 def plan(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """What launch.py would plan of the medium model in an empty folder."""
     monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
-    return lambda name: launching.make_plan(
-        from_command_line([f"experiment={name}", *MEDIUM, f"paths.multirun={tmp_path}"])
+    return lambda name, *more: launching.make_plan(
+        from_command_line([f"experiment={name}", *MEDIUM, f"paths.multirun={tmp_path}", *more])
     )
 
 
@@ -99,7 +99,11 @@ def test_multi_layer_at_medium_size(plan: Callable[..., Plan], tmp_path: Path) -
 
 
 def test_why_layer_11_at_medium_size(plan: Callable[..., Plan]) -> None:
-    made = plan("why_layer_11")
-    assert len(made.configs) == 3 * 3 * 16
-    shared = {point.run for point in plan("single_layer").points} & made.configs.keys()
-    assert len(shared) == 3 * 16  # those with the record's U-net skips
+    """A sweep per wiring, each with its own baseline, and the third is single_layer."""
+    made = plan("why_layer_11"), plan("why_layer_11", "residual=shifted", "sweep.name=why_layer_11_shifted")
+    wirings = [{tuple(map(tuple, run.residual.unet)) for run in one.configs.values()} for one in made]
+    assert wirings == [{()}, {((6, 12), (4, 13), (2, 14))}]
+    for one in made:
+        assert (len(one.configs), one.baseline, one.confounds) == (3 * 16, "none", {})
+    assert [one.name for one in made] == ["why_layer_11", "why_layer_11_shifted"]
+    assert list(made[0].arms()) == list(plan("single_layer").arms())
