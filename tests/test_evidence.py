@@ -202,3 +202,22 @@ def test_layers_that_seeds_draw_are_one_arm_in_several_sweeps(tmp_path: Path) ->
             made.point("random", seed, run.name, [seed])
     one.write()
     assert {arm: len(found) for arm, found in read(two.write(), ["one", "two"]).arms().items()} == {"random": 2}
+
+
+# ------------------------------------------------------------------------------------------------ chosen after looking
+
+
+def test_an_arm_that_was_chosen_on_its_own_runs_is_named(tmp_path: Path) -> None:
+    """Not one whose runs are others, nor one that reads no ranking."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.5, 2.6])
+    ranked = made.arm("top1", [2.3, 2.4], sources=[5])
+    made.arm("top2", [2.3, 2.4], sources=[5, 6])
+    for point in made.points[2:]:
+        point["overrides"].append("selection_method.ranking=[5,6]")
+    made.arm("late", [2.3], sources=[5], same_runs_as=ranked)
+    assert made.read().chosen_on == {}
+    made.plan["ranked_by"] = {"single": [run.name for run in ranked]}
+    found = made.read()
+    assert found.chosen_on == {"top1": "single"}
+    assert any("these very runs: top1 (ranked by single); " in text for text in findings.find(found).warnings)

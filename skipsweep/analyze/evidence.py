@@ -142,6 +142,8 @@ class Evidence:
     """Arm -> keys in which it differs from the baseline besides those in question."""
     paired: bool
     """Whether the experiment declared, before it ran, that runs of equal seed are to be compared in pairs."""
+    chosen_on: Mapping[str, str]
+    """Arm -> sweep whose results chose its layers, where some of its runs are among those that did."""
     commands: tuple[str, ...]
     points: tuple[PlannedPoint, ...]
     runs: Mapping[str, Run]
@@ -183,6 +185,7 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
             published=_mapping(plans, "published"),
             confounds=first.get("confounds", {}) if len(names) == 1 else {},
             paired=all(plan.get("paired") is True for plan in plans.values()),
+            chosen_on=_chosen_on(points, plans),
             commands=tuple(dict.fromkeys(c for plan in plans.values() for c in plan.get("commands", []))),
             points=tuple(points),
             runs=runs,
@@ -217,6 +220,16 @@ def _mapping(plans: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]
     for plan in reversed(list(plans.values())):
         found |= plan.get(key) or {}
     return found
+
+
+def _chosen_on(points: Sequence[PlannedPoint], plans: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        point.arm: sweep
+        for point in points
+        if point.is_ranked
+        for sweep, runs in plans[point.sweep].get("ranked_by", {}).items()
+        if point.run in runs
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- several sweeps

@@ -71,6 +71,7 @@ def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": plan.baseline,
         "confounds": plan.confounds,
         "rankings": {**before.get("rankings", {}), **plan.rankings},
+        "ranked_by": {**before.get("ranked_by", {}), **plan.ranked_by},
         "points": [point.to_dict() for point in points.values()],
         "commands": [*before.get("commands", []), plan.command][-50:],
         "commit": provenance.commit(),

@@ -39,6 +39,8 @@ class Plan:
     """Arm -> published figures on the corpus of these runs."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    ranked_by: Mapping[str, list[str]] = field(default_factory=dict)
+    """Sweep -> the runs whose results rank them, where this launch has read them."""
     confounds: Mapping[str, list[str]] = field(default_factory=dict)
     """Arm -> keys in which it differs besides what it may."""
     drawn: frozenset[str] = frozenset()
@@ -89,6 +91,7 @@ def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Ite
             points=resolved.points,
             configs=resolved.configs,
             rankings=resolved.rankings,
+            ranked_by=resolved.ranked_by,
             drawn=resolved.drawn,
             notes=[*resolved.notes, *notes],
             baseline=asked.baseline,

@@ -19,7 +19,7 @@ from skipsweep.sweep import identity, select
 from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
-from skipsweep.sweep_file import GIVEN, PlannedPoint, arms
+from skipsweep.sweep_file import GIVEN, RANKING, PlannedPoint, arms
 
 MAX_ALIKE = 5
 """Arms that are named as the same as earlier ones, before the others are only counted."""
@@ -46,6 +46,8 @@ class Resolved:
     """Run name -> canonical configuration, in order of first mention."""
     rankings: Mapping[str, list[int]]
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    ranked_by: Mapping[str, list[str]]
+    """Sweep -> the runs whose results rank them, where this launch has read them."""
     drawn: frozenset[str]
     """Arms whose layers are drawn by their seed."""
     notes: list[str]
@@ -65,7 +67,9 @@ def resolve_points(wanted: Sequence[ComposedPoint], multirun: Multirun, frozen: 
         points.append(_point(point, run, name))
     points = _merge(points)
     drawn = frozenset(point.arm for point in wanted if _is_drawn(point.config))
-    return Resolved(points, configs, rankings.used, drawn, [*rankings.notes, *_served_alike(arms(points))])
+    return Resolved(
+        points, configs, rankings.used, rankings.ranked_by, drawn, [*rankings.notes, *_served_alike(arms(points))]
+    )
 
 
 def _ranked(point: ComposedPoint, rankings: Rankings) -> ComposedPoint:
@@ -74,7 +78,7 @@ def _ranked(point: ComposedPoint, rankings: Rankings) -> ComposedPoint:
     if ranking is None:
         return point
     method = replace(point.config.selection_method, ranking=ranking)
-    text = f"selection_method.ranking=[{','.join(map(str, ranking))}]"
+    text = f"{RANKING}[{','.join(map(str, ranking))}]"
     return replace(point, config=replace(point.config, selection_method=method), overrides=(*point.overrides, text))
 
 
