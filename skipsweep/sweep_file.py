@@ -134,6 +134,8 @@ _PLAN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "commands": (_STRINGS, lambda value: _strings(value)),
     "published": ("a mapping", lambda value: isinstance(value, dict)),
     "confounds": ("a mapping of arms to lists of strings", lambda value: _lists(value)),
+    "declared_late": (_STRINGS, lambda value: _strings(value)),
+    "seeds_added": ("a mapping of arms to lists", lambda value: isinstance(value, dict)),
     "ranked_by": ("a mapping of sweeps to lists of strings", lambda value: _lists(value)),
 }
 """Key of plan.json -> what it has to be, and whether it is; each may be null or missing."""

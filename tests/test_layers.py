@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sweep.compatibility",),
     ("sweep.validate",),
     ("sweep.explain", "sweep.expand", "sweep.resolve"),
+    ("sweep.history",),
     ("sweep.question",),
     ("sweep.plan",),
     ("sweep.compose", "sweep.estimate", "sweep.fetch", "sweep.freeze", "sweep.schedules"),

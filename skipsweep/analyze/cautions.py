@@ -66,6 +66,27 @@ def chosen_on_its_runs(evidence: Evidence, compared: Comparison) -> str | None:
     )
 
 
+def seeds_added_later(evidence: Evidence, compared: Comparison) -> str | None:
+    """Who adds seeds until something is found, or for as long as it looks promising, finds it in 10 to 22 % of sweeps
+    of equal arms."""
+    arms = [arm for arm in evidence.seeds_added if arm in compared.arms]
+    if not arms:
+        return None
+    return (
+        f"seeds were added after results existed: {named(arms)}; p-values count one look at the results, and are too "
+        "small for a second; a new sweep with other seeds alone tests anew"
+    )
+
+
+def declared_after_results(evidence: Evidence, compared: Comparison) -> str | None:
+    if not evidence.declared_late:
+        return None
+    return (
+        f"declared after results: {' and '.join(evidence.declared_late)}; with a choice between comparisons the most "
+        "favourable one is found too often; repeat it with other seeds"
+    )
+
+
 def shared_runs(evidence: Evidence, compared: Comparison) -> str | None:
     arms = [f"{arm.name} (with {arm.shares})" for arm in compared.arms.values() if arm.shares]
     if not arms:
@@ -230,6 +251,8 @@ RULES = (
     confounded,
     other_steps,
     chosen_on_its_runs,
+    seeds_added_later,
+    declared_after_results,
     shared_runs,
     single_seed,
     fewer_runs,

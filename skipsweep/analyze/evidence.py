@@ -144,6 +144,10 @@ class Evidence:
     """Whether the experiment declared, before it ran, that runs of equal seed are to be compared in pairs."""
     chosen_on: Mapping[str, str]
     """Arm -> sweep whose results chose its layers, where some of its runs are among those that did."""
+    seeds_added: tuple[str, ...]
+    """Arms to which seeds were added when the sweep could be tested already."""
+    declared_late: tuple[str, ...]
+    """What was chosen when there were results: `pairing`, `baseline`."""
     commands: tuple[str, ...]
     points: tuple[PlannedPoint, ...]
     runs: Mapping[str, Run]
@@ -186,6 +190,10 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
             confounds=first.get("confounds", {}) if len(names) == 1 else {},
             paired=all(plan.get("paired") is True for plan in plans.values()),
             chosen_on=_chosen_on(points, plans),
+            seeds_added=tuple(dict.fromkeys(arm for plan in plans.values() for arm in plan.get("seeds_added", {}))),
+            declared_late=tuple(
+                dict.fromkeys(what for plan in plans.values() for what in plan.get("declared_late", []))
+            ),
             commands=tuple(dict.fromkeys(c for plan in plans.values() for c in plan.get("commands", []))),
             points=tuple(points),
             runs=runs,
@@ -194,8 +202,11 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
 
 
 def with_baseline(evidence: Evidence, baseline: str) -> Evidence:
-    """The same compared with another arm."""
-    return _with_confounds(replace(evidence, baseline=baseline, confounds={}))
+    """The same compared with another arm, which is chosen now, whatever the results are."""
+    if baseline == evidence.baseline:
+        return evidence
+    late = tuple(dict.fromkeys((*evidence.declared_late, "baseline")))
+    return _with_confounds(replace(evidence, baseline=baseline, confounds={}, declared_late=late))
 
 
 def _with_confounds(evidence: Evidence) -> Evidence:

@@ -13,7 +13,7 @@ from skipsweep.config import Data, Sweep, choices, leaves, recipe_of
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 from skipsweep.sweep import confound
-from skipsweep.sweep.confound import Key
+from skipsweep.sweep.history import check_extension, known_points
 from skipsweep.sweep.resolve import Resolved
 from skipsweep.sweep_file import PlannedPoint
 
@@ -40,7 +40,7 @@ def settled(
     target = _target(sweep, before, resolved)
     published = _of_corpus(sweep, resolved, "published") or before.get("published", {})
     _check_paired(name, sweep, before)
-    check_extension(name, before, resolved.points)
+    check_extension(name, before, resolved.points, resolved.configs, multirun)
     return Question(baseline, target, published, _confounds(sweep, before, resolved, multirun, baseline))
 
 
@@ -48,23 +48,6 @@ def said(sweep: Sweep, before: Mapping[str, Any], key: str) -> Any:
     """What this launch says of its sweep, else what an earlier one said."""
     value = getattr(sweep, key)
     return before.get(key, value) if value in (None, {}) else value
-
-
-def known_points(before: Mapping[str, Any]) -> dict[Key, PlannedPoint]:
-    """Key -> point of an earlier launch. Raises UserError where one cannot be read."""
-    return {point.key: point for point in sweep_file.points(before["name"], before)} if before else {}
-
-
-def check_extension(name: str | None, before: Mapping[str, Any], points: Sequence[PlannedPoint]) -> None:
-    """Raise UserError where a sweep of this name has the same point as another run: an arm keeps its meaning."""
-    known = known_points(before)
-    for point in points:
-        run = known.get(point.key, point).run
-        if run != point.run:
-            raise UserError(
-                f"sweep {name} already has {point.arm} with seed {point.seed} as run {run}, now it would be "
-                f"{point.run}; choose another sweep.name, or the settings it was begun with"
-            )
 
 
 def _baseline(sweep: Sweep, before: Mapping[str, Any], points: Sequence[PlannedPoint]) -> str:

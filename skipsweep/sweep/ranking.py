@@ -159,7 +159,7 @@ def _check_depth(multirun: Multirun, sweep: str, runs: Sequence[str], layers: in
 def _runs(multirun: Multirun, sweep: str, layer: int, arms: Mapping[str, Sequence[str]], own: Settings) -> list[str]:
     """The runs of a layer's arm; of several that with the settings of `own`. Arms served by the very same runs are
     one."""
-    distinct = {frozenset(runs): name for name, runs in reversed(arms.items())}
+    distinct = {frozenset(runs): name for name, runs in reversed(list(arms.items()))}
     names = [name for name in arms if name in distinct.values()]
     recipes = {name: _own(_recipe(multirun, arms[name][0])) for name in names}
     keys = {key for one in recipes.values() for key in differing(one, recipes[names[0]])}
