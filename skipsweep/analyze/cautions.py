@@ -182,8 +182,8 @@ def best_of_many(evidence: Evidence, compared: Comparison) -> str | None:
 
 
 def pairs_would_detect_more(evidence: Evidence, compared: Comparison) -> str | None:
-    """Equal seeds share initial values and data, which may be most of what makes runs differ. Declared too late, pairs
-    would be chosen for what they show."""
+    """Equal seeds share initial values, which may be most of what makes runs differ; the order of the data is the same
+    for all (`data.order_seed`). Declared too late, pairs would be chosen for what they show."""
     base = compared.baseline
     if evidence.paired or compared.spread is None or base is None:
         return None
