@@ -98,7 +98,7 @@ def _confounds(
 ) -> dict[str, list[str]]:
     """Arm -> keys in which it differs besides what it may, those of earlier launches included.
 
-    Raises UserError for the first of this launch unless `sweep.allow_confound`.
+    Raises UserError for those of this launch unless `sweep.allow_confound`.
     """
 
     @cache
@@ -114,11 +114,12 @@ def _confounds(
         settings=settings,
     )
     may_differ = said(sweep, before, "may_differ")
+    confound.check_keys(sweep.may_differ or ())
     found = list(confound.within_arms(points))
     if may_differ is not None:
         found += confound.against_baseline(points, baseline, may_differ)
     if found and not sweep.allow_confound:
-        raise UserError(found[0].told)
+        raise UserError(confound.told(found))
     keys = {arm: set(keys) for arm, keys in before.get("confounds", {}).items()}
     for one in found:
         keys.setdefault(one.arm, set()).add(one.key)

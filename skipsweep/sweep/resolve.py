@@ -14,6 +14,7 @@ from skipsweep.analyze.descriptive import same_runs
 from skipsweep.config import Config, Data, Paths, Random, RunConfig, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
+from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 from skipsweep.sweep import identity, select
 from skipsweep.sweep.canonical import canonical_form
@@ -35,6 +36,8 @@ class ComposedPoint:
     """What this point sets, as one would type it."""
     axes: tuple[str, ...] = ()
     """Keys that were swept over."""
+    block: str | None = None
+    """Name of the block of `sweep.arms` it comes from."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,14 @@ def resolve_points(wanted: Sequence[ComposedPoint], multirun: Multirun, frozen: 
     corpora: dict[Any, tuple[Data, Corpus]] = {}
     configs: dict[str, RunConfig] = {}
     points = []
-    for point in [_ranked(point, rankings) for point in wanted]:
-        run = _resolve(point.config, corpora)
+    ranked = [_ranked(point, rankings) for point in wanted]
+    for point in ranked:
+        try:
+            run = _resolve(point.config, corpora)
+        except UserError as error:
+            if point.block is not None and any(_fault(other, corpora) != str(error) for other in ranked):
+                raise UserError(f"in sweep.arms.{point.block}: {error}") from error
+            raise  # whatever the arm
         name = identity.name(recipe_of(run))
         configs.setdefault(name, run)
         points.append(_point(point, run, name))
@@ -70,6 +79,15 @@ def resolve_points(wanted: Sequence[ComposedPoint], multirun: Multirun, frozen: 
     return Resolved(
         points, configs, rankings.used, rankings.ranked_by, drawn, [*rankings.notes, *_served_alike(arms(points))]
     )
+
+
+def _fault(point: ComposedPoint, corpora: dict[Any, tuple[Data, Corpus]]) -> str | None:
+    """What is wrong with a point, if anything is."""
+    try:
+        _resolve(point.config, corpora)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _ranked(point: ComposedPoint, rankings: Rankings) -> ComposedPoint:
