@@ -14,6 +14,8 @@ from skipsweep.rundir import Multirun, names_a_folder
 
 GIVEN = "given"
 """The method of layers that were named one by one, and of a single one."""
+RANKING = "selection_method.ranking="
+"""How a point says that it takes its layers from a ranking, given or read from a sweep."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class PlannedPoint:
     def key(self) -> tuple[str, int, int]:
         """What makes a point of a sweep."""
         return self.arm, self.seed, self.replicate
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether its layers were taken from a ranking."""
+        return any(text.startswith(RANKING) for text in self.overrides)
 
     @property
     def kind(self) -> str | None:
@@ -127,6 +134,9 @@ _PLAN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "commands": (_STRINGS, lambda value: _strings(value)),
     "published": ("a mapping", lambda value: isinstance(value, dict)),
     "confounds": ("a mapping of arms to lists of strings", lambda value: _lists(value)),
+    "declared_late": (_STRINGS, lambda value: _strings(value)),
+    "seeds_added": ("a mapping of arms to lists", lambda value: isinstance(value, dict)),
+    "ranked_by": ("a mapping of sweeps to lists of strings", lambda value: _lists(value)),
 }
 """Key of plan.json -> what it has to be, and whether it is; each may be null or missing."""
 

@@ -184,7 +184,14 @@ ARMS: dict[str, tuple[str, str]] = {
     "no block": ("arms: {a: 5}", "sweep.arms.a: 5 is not a block of KEY: VALUE"),
     "no blocks": ("arms: [a, b]", "/experiment/mine.yaml: sweep.arms is a mapping: name: {key: value}"),
     "unknown key": ("arms: {a: {schedule.stepz: 5}}", "sweep.arms.a: schedule.stepz=5: no key stepz in schedule"),
-    "impossible layer": ("arms: {a: {skip_layers: 9}}", "layer 9 is outside the trunk"),
+    "impossible layer": (
+        "arms: {none: {skip_layers: none}, a: {skip_layers: 9}}",
+        "in sweep.arms.a: skip_layers: layer 9 is outside the trunk",
+    ),
+    "impossible, whatever the arm": (
+        "arms: {none: {skip_layers: none}, a: {skip_layers: 0}}\nschedule: {warmup_steps: -1}",
+        "error: schedule.warmup_steps",
+    ),
     "an experiment in an arm": ("arms: {a: {experiment: demo}}", "experiment belongs to the whole sweep"),
     "a launcher in an arm": ("arms: {a: {hydra/launcher: local}}", "belongs to the whole sweep, not to an arm"),
     "unknown baseline": (
@@ -193,7 +200,15 @@ ARMS: dict[str, tuple[str, str]] = {
     ),
     "more differences": (
         "{arms: {a: {skip_layers: none}, b: {skip_layers: 0, seed: 1, optim.eps: 1}}, may_differ: [skip_layers]}",
-        "arm b differs from the baseline a in head_type.name",
+        "arm b differs from the baseline a in head_type.name (last -> add), optim.eps (1e-08 -> 1.0); ",
+    ),
+    "a difference of no setting": (
+        "{arms: {a: {skip_layers: none}}, may_differ: [skip_layer]}",
+        "sweep.may_differ: skip_layer is no setting of a run; did you mean skip_layers? valid: control, data,",
+    ),
+    "a difference of no key of a group": (
+        "{arms: {a: {skip_layers: none}}, may_differ: [schedule.step]}",
+        "sweep.may_differ: schedule.step is no setting of a run; did you mean schedule.steps? valid: schedule.",
     ),
     "unknown setting of the sweep": ("{arm: {}}", "no key arm in sweep; did you mean arms?"),
     "seeds": ("{arms: {a: {skip_layers: 0}}, seeds: few}", "sweep.seeds: 'few' is not a seed"),

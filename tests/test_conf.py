@@ -312,6 +312,15 @@ def test_errors_of_planning(launched, capfd, monkeypatch, mode):
         launched(*mode, planner=refuse)
 
 
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+@pytest.mark.parametrize("seeds", ["range(0,3)", "0,1,2", "[0,1,2]", "choice(0,1,2)", "'range(0,3)'"])
+def test_several_seeds_are_one_set_and_need_no_flag(launched, mode, seeds):
+    status, request = launched(*mode, "experiment=demo", f"sweep.seeds={seeds}")
+    assert status == 0
+    points = expand(request.overrides, request.sweep, request.composer.options)
+    assert [point.seed for point in points if point.block == "one"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

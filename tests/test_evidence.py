@@ -7,7 +7,7 @@ import pytest
 from sweep_folders import Made
 
 from skipsweep import files
-from skipsweep.analyze import findings
+from skipsweep.analyze import findings, report
 from skipsweep.analyze.evidence import nested, read
 from skipsweep.analyze.figures import tables
 from skipsweep.errors import UserError
@@ -149,3 +149,75 @@ def test_dotted_keys_become_a_tree() -> None:
     assert nested({"a.b": 1, "a.c.d": 2, "seed": 0}) == {"a": {"b": 1, "c": {"d": 2}}, "seed": 0}
     assert nested({"a": 1, "a.b": 2}) == {"a": 1}
     json.dumps(nested({"a.b": [1]}))
+
+
+# ----------------------------------------------------------------------------------------------------------- confounds
+
+OTHER_TRUNK = {"model.layers": 6, "model.dim": 64}
+ASKED = {"may_differ": ["skip_layers", "head_type"]}
+
+
+@pytest.mark.parametrize("plan", [{}, ASKED], ids=["nothing declared", "declared"])
+def test_several_sweeps_are_compared_with_the_first_ones_baseline_or_marked(tmp_path: Path, plan: dict) -> None:
+    """Trunks that no sweep compares are no part of its question; sources are."""
+    one, two = Made(tmp_path, name="one", plan=plan), Made(tmp_path, name="two", plan=plan)
+    one.arm("none", [2.5, 2.6])
+    one.arm("5", [2.4, 2.5], sources=[5])
+    two.arm("none", [2.9, 2.8], recipe=OTHER_TRUNK)
+    two.arm("7", [2.7, 2.8], sources=[7], recipe=OTHER_TRUNK)
+    one.write()
+    found = read(two.write(), ["one", "two"])
+    assert found.confounds == {arm: ["model.dim", "model.layers"] for arm in ("two/none", "7")}
+    [told] = [text for text in findings.find(found).warnings if "in more than the question" in text]
+    assert told.endswith(": two/none (model.dim, model.layers), 7 (model.dim, model.layers)")
+    assert read(two.multirun, ["two"]).confounds == {}
+
+
+def test_another_baseline_has_other_confounds(tmp_path: Path) -> None:
+    """Every arm differs from one that was marked, which does not differ from itself."""
+    made = Made(tmp_path, baseline="none", plan={**ASKED, "confounds": {"wide": ["model.dim"]}})
+    made.arm("none", [2.5, 2.6])
+    made.arm("5", [2.4, 2.5], sources=[5])
+    made.arm("wide", [2.3, 2.4], recipe={"model.dim": 256})
+    assert made.read().confounds == {"wide": ["model.dim"]}
+    made_of = report.make(made.write(), [made.name], "wide", tmp_path / "out").evidence
+    assert made_of.confounds == {"none": ["model.dim"], "5": ["model.dim"]}
+
+
+def test_a_setting_that_has_been_added_since_is_no_difference(tmp_path: Path) -> None:
+    """Its neutral value stands in recipes from then on, and never in settings."""
+    made = Made(tmp_path, baseline="none", plan=ASKED)
+    made.arm("none", [2.5])
+    [run] = made.arm("5", [2.4], sources=[5])
+    identity = files.read_json(run.identity)
+    files.write_json(run.identity, identity | {"recipe": {**identity["recipe"], "optim.new": 0.0}})
+    assert made.read().confounds == {}
+
+
+def test_layers_that_seeds_draw_are_one_arm_in_several_sweeps(tmp_path: Path) -> None:
+    one, two = Made(tmp_path, name="one", baseline="none"), Made(tmp_path, name="two", baseline="none")
+    runs = [one.run("random", seed, 2.5, sources=[seed]) for seed in (0, 1)]
+    for made in (one, two):
+        for seed, run in enumerate(runs):
+            made.point("random", seed, run.name, [seed])
+    one.write()
+    assert {arm: len(found) for arm, found in read(two.write(), ["one", "two"]).arms().items()} == {"random": 2}
+
+
+# ------------------------------------------------------------------------------------------------ chosen after looking
+
+
+def test_an_arm_that_was_chosen_on_its_own_runs_is_named(tmp_path: Path) -> None:
+    """Not one whose runs are others, nor one that reads no ranking."""
+    made = Made(tmp_path, baseline="none")
+    made.arm("none", [2.5, 2.6])
+    ranked = made.arm("top1", [2.3, 2.4], sources=[5])
+    made.arm("top2", [2.3, 2.4], sources=[5, 6])
+    for point in made.points[2:]:
+        point["overrides"].append("selection_method.ranking=[5,6]")
+    made.arm("late", [2.3], sources=[5], same_runs_as=ranked)
+    assert made.read().chosen_on == {}
+    made.plan["ranked_by"] = {"single": [run.name for run in ranked]}
+    found = made.read()
+    assert found.chosen_on == {"top1": "single"}
+    assert any("these very runs: top1 (ranked by single); " in text for text in findings.find(found).warnings)

@@ -1,6 +1,7 @@
 """The questions of conf/experiment at the size they were asked at: planned there, and in the documents as planned."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from skipsweep.errors import MissingValue, UserError
 from skipsweep.sweep import launch
 from skipsweep.sweep.entry import CONF, from_command_line
 from skipsweep.sweep.estimate import estimate
+from skipsweep.sweep.freeze import freeze
 from skipsweep.sweep.plan import Plan
 from skipsweep.sweep.precision import precision
 
@@ -138,6 +140,21 @@ def test_published_figures_of_an_unknown_corpus_are_refused(
     arguments = ["experiment=demo", "+sweep.published={none: {mean: 2.9}}", f"paths.multirun={tmp_path}"]
     with pytest.raises(UserError, match=r"sweep\.published: none is no choice of data; valid: fineweb100B"):
         launch.make_plan(from_command_line(arguments))
+
+
+def test_the_documents_first_commands_work_one_after_the_other(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First small, then in earnest: two sweeps."""
+    monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
+    block = DOCUMENT.read_text().split("```")[1]
+    shown, small, earnest = (shlex.split(line, comments=True)[2:] for line in block.strip().splitlines())
+    plans = []
+    for command in (shown, small, earnest):
+        plans.append(launch.make_plan(from_command_line([*command, f"paths.multirun={tmp_path}"])))
+        if command is small:
+            freeze(plans[-1], "none")
+    assert [plan.name for plan in plans] == ["record", "record_small", "record"]
 
 
 def test_settings_of_the_compiler_do_not_share_runs(

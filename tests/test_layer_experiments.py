@@ -8,6 +8,7 @@ from commands import Done, Place, request
 from sweep_folders import Made
 
 from skipsweep import files
+from skipsweep.analyze import evidence
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep.entry import from_command_line
 from skipsweep.sweep.plan import Plan
@@ -37,8 +38,8 @@ def multi(place: Place, single: Done) -> Done:
 def plan(tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """What launch.py would plan of the medium model in an empty folder."""
     monkeypatch.setenv("SKIPSWEEP_DATA", str(data_root))
-    return lambda name: launching.make_plan(
-        from_command_line([f"experiment={name}", *MEDIUM, f"paths.multirun={tmp_path}"])
+    return lambda name, *more: launching.make_plan(
+        from_command_line([f"experiment={name}", *MEDIUM, f"paths.multirun={tmp_path}", *more])
     )
 
 
@@ -67,6 +68,14 @@ def test_the_ranking_is_the_one_of_the_results(place: Place, single: Done, multi
     assert sources["top/selection_method=worst_to_best,skip_layers=top1"] == ranking[1:]
 
 
+def test_the_best_layer_of_the_same_runs_is_named(place: Place, multi: Done) -> None:
+    found = evidence.read(place.multirun, ["multi_layer"])
+    assert found.chosen_on == {
+        f"top/selection_method={method},skip_layers=top1": "single_layer"
+        for method in ("best_to_worst", "worst_to_best")
+    }
+
+
 def test_few_layers_on_request(place: Place, multi: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIPSWEEP_DATA", str(place.data))
     few = ("experiment=multi_layer", "sweep.arms.top.skip_layers=top2..top2", "sweep.seeds=0")
@@ -93,13 +102,15 @@ def test_multi_layer_at_medium_size(plan: Callable[..., Plan], tmp_path: Path) -
     assert len(made.points) == 3 * (1 + 5 * 15)
     everything = {point.run for point in made.points if len(point.sources) == 15}
     assert len(everything) == 3  # one per seed, whatever the ordering
-    assert {point.run for point in plan("single_layer").points if point.seed < 3} >= {
-        point.run for point in made.points if len(point.sources) < 2
-    }
+    assert not made.configs.keys() & plan("single_layer").configs.keys()  # the best layer was lucky in those
 
 
 def test_why_layer_11_at_medium_size(plan: Callable[..., Plan]) -> None:
-    made = plan("why_layer_11")
-    assert len(made.configs) == 3 * 3 * 16
-    shared = {point.run for point in plan("single_layer").points} & made.configs.keys()
-    assert len(shared) == 3 * 16  # those with the record's U-net skips
+    """A sweep per wiring, each with its own baseline, and the third is single_layer."""
+    made = plan("why_layer_11"), plan("why_layer_11", "residual=shifted", "sweep.name=why_layer_11_shifted")
+    wirings = [{tuple(map(tuple, run.residual.unet)) for run in one.configs.values()} for one in made]
+    assert wirings == [{()}, {((6, 12), (4, 13), (2, 14))}]
+    for one in made:
+        assert (len(one.configs), one.baseline, one.confounds) == (3 * 16, "none", {})
+    assert [one.name for one in made] == ["why_layer_11", "why_layer_11_shifted"]
+    assert list(made[0].arms()) == list(plan("single_layer").arms())

@@ -45,7 +45,7 @@ def test_layers_are_ranked_by_their_mean_and_then_by_number(tmp_path: Path) -> N
     made.arm("pair", [1.0], sources=[0, 1], recipe={"model.layers": 5})
     made.arm("input", [1.0], sources=["input"], recipe={"model.layers": 5})
     made.write()
-    assert ranking.read(made.multirun, "single", 5) == [1, 2, 0, 3]
+    assert ranking.read(made.multirun, "single", 5).layers == [1, 2, 0, 3]
 
 
 @pytest.mark.parametrize(("method", "layer"), [("best_to_worst", 1), ("worst_to_best", 0)])
@@ -100,7 +100,7 @@ def test_two_arms_of_one_layer_are_ambiguous_unless_they_are_the_same_runs(tmp_p
     (run,) = made.arm("1", [2.8], sources=[1], recipe=DEPTH)
     made.arm("top1", [2.8], sources=[1], same_runs_as=[run])
     made.write()
-    assert ranking.read(made.multirun, "single", 3) == [1, 0]
+    assert ranking.read(made.multirun, "single", 3).layers == [1, 0]
     made.arm("concat/1", [2.7], sources=[1], recipe=DEPTH)
     made.write()
     with pytest.raises(UserError, match="two arms have layer 1 as their only source, 1 and concat/1"):
@@ -113,6 +113,21 @@ def test_another_depth_has_another_ranking(tmp_path: Path, plan: Planner) -> Non
         plan("skip_layers=top1", *BEST)
 
 
+def test_of_several_arms_of_a_layer_the_one_with_the_points_own_settings_counts(tmp_path: Path, plan: Planner) -> None:
+    """A sweep over layer and head ranks the layers once for every head."""
+    made = single(tmp_path, {0: [2.9], 1: [2.8]})
+    for layer, loss in ((0, 2.7), (1, 2.8)):
+        made.arm(f"concat/{layer}", [loss], sources=[layer], recipe={**DEPTH, "head_type.name": "concat"})
+    made.write()
+    for head, best in (("add", 1), ("concat", 0)):
+        (point,) = plan("skip_layers=top1", f"head_type={head}", *BEST).points
+        assert point.sources == (best,)
+    with pytest.raises(UserError, match=r"a sweep has one ranking: launch two, or give .* in the arm"):
+        plan("skip_layers=top1", "head_type=add,concat", *BEST)
+    with pytest.raises(UserError, match=r"settings to be ranked for \(head_type.name\); give .* in the arm"):
+        plan("skip_layers=top1", "head_type=add_renorm", *BEST)
+
+
 # -------------------------------------------------------------------------------------------- what is frozen
 
 
@@ -122,6 +137,7 @@ def test_a_sweep_keeps_the_ranking_it_was_begun_with(tmp_path: Path, plan: Plann
     begun = plan(*asked)
     freeze(begun, "none")
     assert files.read_json(begun.multirun.sweep("multi").plan)["rankings"] == {"single": [1, 0]}
+    assert [len(by) for by in files.read_json(begun.multirun.sweep("multi").plan)["ranked_by"].values()] == [2]
     single(tmp_path, {0: [2.7], 1: [2.8]})
     again = plan(*asked, "seed=0,1")
     assert [point.sources for point in again.points] == [(), (), (1,), (1,)]

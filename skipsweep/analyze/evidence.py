@@ -5,14 +5,15 @@ analysis knows comes through here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from skipsweep import sweep_file
-from skipsweep.analyze import documents
+from skipsweep.analyze import confounds, documents
+from skipsweep.analyze.confounds import Settings
 from skipsweep.analyze.documents import as_number, document
 from skipsweep.errors import UserError
 from skipsweep.rundir import STATES, Multirun, RunDir
@@ -47,6 +48,9 @@ class Run:
     """Of a failure; or the first of its damaged files."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """identity.json's complete recipe, nested as in config.yaml; empty where the run was imported without one."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """identity.json's settings, dotted path -> value: what is not neutral, so that runs from before a setting existed
+    compare with those from after."""
     result: Mapping[str, Any] | None = None
     """result.json, where the run got to its end."""
     env: Environment = Environment()
@@ -135,9 +139,15 @@ class Evidence:
     published: Mapping[str, Any]
     """Arm -> published figures (mean, n, sd, ...)."""
     confounds: Mapping[str, Sequence[str]]
-    """Arm -> keys in which it differs from the baseline besides the one in question."""
+    """Arm -> keys in which it differs from the baseline besides those in question."""
     paired: bool
     """Whether the experiment declared, before it ran, that runs of equal seed are to be compared in pairs."""
+    chosen_on: Mapping[str, str]
+    """Arm -> sweep whose results chose its layers, where some of its runs are among those that did."""
+    seeds_added: tuple[str, ...]
+    """Arms to which seeds were added when the sweep could be tested already."""
+    declared_late: tuple[str, ...]
+    """What was chosen when there were results: `pairing`, `baseline`."""
     commands: tuple[str, ...]
     points: tuple[PlannedPoint, ...]
     runs: Mapping[str, Run]
@@ -164,23 +174,52 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
     if not names:
         raise UserError("no sweep named; `skipsweep status` lists them")
     plans = {name: sweep_file.read_plan(multirun, name) for name in names}
+    first = plans[names[0]]
     wanted = [point for name, plan in plans.items() for point in sweep_file.points(name, plan)]
     runs = {run: read_run(multirun.run(run)) for run in dict.fromkeys(point.run for point in wanted)}
-    points, baseline = _unite(wanted, runs), plans[names[0]].get("baseline")
-    return Evidence(
-        names=tuple(names),
-        question=_first(plans, "question"),
-        source=_first(plans, "source"),
-        baseline=baseline if any(point.arm == baseline for point in points) else None,
-        target=as_number(_first(plans, "target")),
-        may_differ=None if (keys := _first(plans, "may_differ")) is None else tuple(keys),
-        published=_mapping(plans, "published"),
-        confounds=_mapping(plans, "confounds"),
-        paired=all(plan.get("paired") is True for plan in plans.values()),
-        commands=tuple(dict.fromkeys(c for plan in plans.values() for c in plan.get("commands", []))),
-        points=tuple(points),
-        runs=runs,
+    points, baseline, may_differ = _unite(wanted, runs), first.get("baseline"), first.get("may_differ")
+    return _with_confounds(
+        Evidence(
+            names=tuple(names),
+            question=_first(plans, "question"),
+            source=_first(plans, "source"),
+            baseline=baseline if any(point.arm == baseline for point in points) else None,
+            target=as_number(_first(plans, "target")),
+            may_differ=None if may_differ is None else tuple(may_differ),
+            published=_mapping(plans, "published"),
+            confounds=first.get("confounds", {}) if len(names) == 1 else {},
+            paired=all(plan.get("paired") is True for plan in plans.values()),
+            chosen_on=_chosen_on(points, plans),
+            seeds_added=tuple(dict.fromkeys(arm for plan in plans.values() for arm in plan.get("seeds_added", {}))),
+            declared_late=tuple(
+                dict.fromkeys(what for plan in plans.values() for what in plan.get("declared_late", []))
+            ),
+            commands=tuple(dict.fromkeys(c for plan in plans.values() for c in plan.get("commands", []))),
+            points=tuple(points),
+            runs=runs,
+        )
     )
+
+
+def with_baseline(evidence: Evidence, baseline: str) -> Evidence:
+    """The same compared with another arm, which is chosen now, whatever the results are."""
+    if baseline == evidence.baseline:
+        return evidence
+    late = tuple(dict.fromkeys((*evidence.declared_late, "baseline")))
+    return _with_confounds(replace(evidence, baseline=baseline, confounds={}, declared_late=late))
+
+
+def _with_confounds(evidence: Evidence) -> Evidence:
+    """What planning has marked of this baseline, and what the runs' settings say now."""
+
+    def settings(run: str) -> Mapping[str, Any]:
+        return evidence.runs[run].settings
+
+    marked = {arm: set(keys) for arm, keys in evidence.confounds.items()}
+    seen = confounds.found(evidence.points, evidence.baseline, evidence.may_differ, settings)
+    for arm, keys in seen.items():
+        marked.setdefault(arm, set()).update(keys)
+    return replace(evidence, confounds={arm: sorted(keys) for arm, keys in marked.items()})
 
 
 def _first(plans: Mapping[str, Mapping[str, Any]], key: str) -> Any:
@@ -194,24 +233,40 @@ def _mapping(plans: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]
     return found
 
 
+def _chosen_on(points: Sequence[PlannedPoint], plans: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        point.arm: sweep
+        for point in points
+        if point.is_ranked
+        for sweep, runs in plans[point.sweep].get("ranked_by", {}).items()
+        if point.run in runs
+    }
+
+
 # ---------------------------------------------------------------------------------------------------- several sweeps
 
 
 def _unite(points: Sequence[PlannedPoint], runs: Mapping[str, Run]) -> list[PlannedPoint]:
     """Arms of one name from several sweeps are one arm where they mean the same settings; else the later one's name
     gets its sweep's in front. A run counts once per arm."""
-    meaning: dict[str, tuple[str, Any]] = {}
-    united: dict[tuple[str, str], PlannedPoint] = {}
+    by_sweep: dict[tuple[str, str], list[PlannedPoint]] = {}
     for point in points:
-        sweep, settings = meaning.setdefault(point.arm, (point.sweep, _settings(runs[point.run])))
-        if sweep != point.sweep and (not settings or _settings(runs[point.run]) != settings):
-            point = PlannedPoint(**{**vars(point), "arm": f"{point.sweep}/{point.arm}"})
-        united.setdefault((point.arm, point.run), point)
+        by_sweep.setdefault((point.sweep, point.arm), []).append(point)
+    meaning: dict[str, list[Settings]] = {}
+    united: dict[tuple[str, str], PlannedPoint] = {}
+    for (sweep, arm), found in by_sweep.items():
+        own = [_settings(runs[point.run]) for point in found]
+        name = arm
+        while name in meaning and not all(settings and settings in meaning[name] for settings in own):
+            name = f"{sweep}/{name}"
+        meaning.setdefault(name, own)
+        for point in found:
+            united.setdefault((name, point.run), replace(point, arm=name))
     return list(united.values())
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.recipe.items() if key not in ("seed", "replicate")}
+def _settings(run: Run) -> Settings:
+    return {key: value for key, value in run.settings.items() if key not in confounds.REPETITION}
 
 
 # ------------------------------------------------------------------------------------------------------- one folder
@@ -224,12 +279,13 @@ def read_run(folder: RunDir) -> Run:
     identity, env, status = (document(path, damaged) for path in (folder.identity, folder.env, folder.status))
     if status and status.get("state") not in STATES:
         damaged.append(folder.status.name)
-    recipe = identity.get("recipe")
+    recipe, settings = identity.get("recipe"), identity.get("settings")
     return Run(
         name=folder.name,
         state=seen.state,
         cause=f"{damaged[0]} damaged" if damaged else seen.cause,
         recipe=nested(recipe) if isinstance(recipe, dict) else {},
+        settings=settings if isinstance(settings, dict) else {},
         result=result,
         env=_environment(env, identity),
         imported=bool(identity.get("imported") or status.get("imported")),

@@ -124,7 +124,12 @@ def _more(compared: Comparison, arm: TestedArm) -> str:
     needed = _needed(compared, arm)
     if needed is None:
         return ""
-    return f"; about {needed} seeds per arm would detect a true difference of that size"
+    seeds = [seed for each in compared.arms.values() for seed in each.by_seed if isinstance(seed, int)]
+    first = max(seeds, default=-1) + 1
+    return (
+        f"; about {needed} seeds per arm would detect a true difference of that size: a new sweep with others "
+        f"(sweep.name=... 'sweep.seeds=range({first},{first + needed})')"
+    )
 
 
 def _best(compared: Comparison) -> str:

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from skipsweep import files
@@ -63,7 +63,7 @@ def _with_baseline(evidence: Evidence, baseline: str) -> Evidence:
         raise UserError(
             f"--baseline {baseline} is not an arm of {' and '.join(evidence.names)}; valid: {', '.join(arms)}"
         )
-    return replace(evidence, baseline=baseline)
+    return reading.with_baseline(evidence, baseline)
 
 
 def _write_tables(sheets: Sequence[Sheet], folder: Path) -> None:

@@ -12,8 +12,8 @@ from skipsweep.errors import UserError
 from skipsweep.sweep import grammar, select, shorthand
 from skipsweep.sweep.grammar import Options
 from skipsweep.sweep.request import GridPoint
+from skipsweep.sweep.shorthand import SEEDS
 
-SEEDS = "sweep.seeds"
 NOT_LABELS = ("seed", "replicate")
 """Keys whose values make repetitions of an arm, not arms."""
 

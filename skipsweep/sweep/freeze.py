@@ -11,6 +11,7 @@ from skipsweep.errors import UserError
 from skipsweep.model import count
 from skipsweep.rundir import SINGLE, RunDir, SweepDir
 from skipsweep.sweep import identity, question
+from skipsweep.sweep.history import check_extension, known_points
 from skipsweep.sweep.plan import Plan, accessible
 
 
@@ -56,12 +57,13 @@ def _freeze_sweep(plan: Plan, folder: SweepDir) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.path):
         before = files.read_json(folder.plan) or {}
-        question.check_extension(plan.name, before, plan.points)  # another launcher may have been at it since
+        # another launcher may have been at it since
+        check_extension(plan.name, before, plan.points, plan.configs, plan.multirun)
         files.write_json(folder.plan, _sweep_document(plan, before))
 
 
 def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
-    points = question.known_points(before) | {point.key: point for point in plan.points}
+    points = known_points(before) | {point.key: point for point in plan.points}
     return {
         "name": plan.name,
         **{key: question.said(plan.sweep, before, key) for key in ("question", "source", "may_differ")},
@@ -70,7 +72,10 @@ def _sweep_document(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
         "paired": before.get("paired", False) if before else bool(plan.sweep.paired),
         "baseline": plan.baseline,
         "confounds": plan.confounds,
+        "seeds_added": plan.history.seeds_added if plan.history else {},
+        "declared_late": plan.history.declared_late if plan.history else [],
         "rankings": {**before.get("rankings", {}), **plan.rankings},
+        "ranked_by": {**before.get("ranked_by", {}), **plan.ranked_by},
         "points": [point.to_dict() for point in points.values()],
         "commands": [*before.get("commands", []), plan.command][-50:],
         "commit": provenance.commit(),

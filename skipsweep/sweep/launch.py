@@ -118,7 +118,7 @@ def _composed(point: GridPoint, request: LaunchRequest) -> list[ComposedPoint]:
     found = spread(point, config)
     configs = [config] if found == [point] else map(request.config, found)
     pairs = zip(found, configs, strict=True)
-    return [ComposedPoint(one.arm, its, one.overrides, tuple(one.axes)) for one, its in pairs]
+    return [ComposedPoint(one.arm, its, one.overrides, tuple(one.axes), one.block) for one, its in pairs]
 
 
 def show_plan(plan: Plan, request: LaunchRequest) -> None:

@@ -16,7 +16,8 @@ from skipsweep.config import Config, RunConfig, Sweep
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun, names_a_folder
 from skipsweep.status import Observation, observe
-from skipsweep.sweep import identity, question
+from skipsweep.sweep import history, identity, question
+from skipsweep.sweep.history import History
 from skipsweep.sweep.resolve import ComposedPoint, resolve_folder, resolve_points
 from skipsweep.sweep_file import PlannedPoint
 
@@ -42,8 +43,12 @@ class Plan:
     """Whether runs of equal seed are to be compared in pairs, as the sweep was first launched."""
     rankings: Mapping[str, list[int]] = field(default_factory=dict)
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    ranked_by: Mapping[str, list[str]] = field(default_factory=dict)
+    """Sweep -> the runs whose results rank them, where this launch has read them."""
     confounds: Mapping[str, list[str]] = field(default_factory=dict)
     """Arm -> keys in which it differs besides what it may."""
+    history: History | None = None
+    """What was decided after results existed."""
     drawn: frozenset[str] = frozenset()
     """Arms whose layers are drawn by their seed, so that they differ between the seeds."""
     notes: Sequence[str] = ()
@@ -84,6 +89,7 @@ def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Ite
     with accessible(multirun):
         _check_runs(multirun, resolved.configs)
         asked = question.settled(name, sweep, before, resolved, multirun)
+        past = history.of(name, sweep, before, resolved.points, asked.baseline, multirun)
         plan = Plan(
             multirun=multirun,
             sweep=sweep,
@@ -92,8 +98,10 @@ def make(wanted: Sequence[ComposedPoint], command: str, single: bool, notes: Ite
             points=resolved.points,
             configs=resolved.configs,
             rankings=resolved.rankings,
+            ranked_by=resolved.ranked_by,
             drawn=resolved.drawn,
-            notes=[*resolved.notes, *notes],
+            history=past,
+            notes=[*resolved.notes, *past.notes, *notes],
             baseline=asked.baseline,
             target=asked.target,
             published=asked.published,

@@ -13,7 +13,7 @@ from skipsweep.config import Data, Sweep, choices, leaves, recipe_of
 from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 from skipsweep.sweep import confound
-from skipsweep.sweep.confound import Key
+from skipsweep.sweep.history import check_extension, known_points
 from skipsweep.sweep.resolve import Resolved
 from skipsweep.sweep_file import PlannedPoint
 
@@ -42,7 +42,7 @@ def settled(
     target = _target(sweep, before, resolved)
     published = _of_corpus(sweep, resolved, "published") or before.get("published", {})
     paired = _paired(name, sweep, before)
-    check_extension(name, before, resolved.points)
+    check_extension(name, before, resolved.points, resolved.configs, multirun)
     return Question(baseline, target, published, paired, _confounds(sweep, before, resolved, multirun, baseline))
 
 
@@ -50,23 +50,6 @@ def said(sweep: Sweep, before: Mapping[str, Any], key: str) -> Any:
     """What this launch says of its sweep, else what an earlier one said."""
     value = getattr(sweep, key)
     return before.get(key, value) if value in (None, {}) else value
-
-
-def known_points(before: Mapping[str, Any]) -> dict[Key, PlannedPoint]:
-    """Key -> point of an earlier launch. Raises UserError where one cannot be read."""
-    return {point.key: point for point in sweep_file.points(before["name"], before)} if before else {}
-
-
-def check_extension(name: str | None, before: Mapping[str, Any], points: Sequence[PlannedPoint]) -> None:
-    """Raise UserError where a sweep of this name has the same point as another run: an arm keeps its meaning."""
-    known = known_points(before)
-    for point in points:
-        run = known.get(point.key, point).run
-        if run != point.run:
-            raise UserError(
-                f"sweep {name} already has {point.arm} with seed {point.seed} as run {run}, now it would be "
-                f"{point.run}; choose another sweep.name, or the settings it was begun with"
-            )
 
 
 def _baseline(sweep: Sweep, before: Mapping[str, Any], points: Sequence[PlannedPoint]) -> str:
@@ -118,7 +101,7 @@ def _confounds(
 ) -> dict[str, list[str]]:
     """Arm -> keys in which it differs besides what it may, those of earlier launches included.
 
-    Raises UserError for the first of this launch unless `sweep.allow_confound`.
+    Raises UserError for those of this launch unless `sweep.allow_confound`.
     """
 
     @cache
@@ -134,11 +117,12 @@ def _confounds(
         settings=settings,
     )
     may_differ = said(sweep, before, "may_differ")
+    confound.check_keys(sweep.may_differ or ())
     found = list(confound.within_arms(points))
     if may_differ is not None:
         found += confound.against_baseline(points, baseline, may_differ)
     if found and not sweep.allow_confound:
-        raise UserError(found[0].told)
+        raise UserError(confound.told(found))
     keys = {arm: set(keys) for arm, keys in before.get("confounds", {}).items()}
     for one in found:
         keys.setdefault(one.arm, set()).add(one.key)

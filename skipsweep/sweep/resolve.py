@@ -14,12 +14,13 @@ from skipsweep.analyze.descriptive import same_runs
 from skipsweep.config import Config, Data, Paths, Random, RunConfig, recipe_of
 from skipsweep.data import prepare
 from skipsweep.data.corpus import Corpus, open_corpus
+from skipsweep.errors import UserError
 from skipsweep.rundir import Multirun
 from skipsweep.sweep import identity, select
 from skipsweep.sweep.canonical import canonical_form
 from skipsweep.sweep.ranking import Rankings
 from skipsweep.sweep.validate import validate
-from skipsweep.sweep_file import GIVEN, PlannedPoint, arms
+from skipsweep.sweep_file import GIVEN, RANKING, PlannedPoint, arms
 
 MAX_ALIKE = 5
 """Arms that are named as the same as earlier ones, before the others are only counted."""
@@ -35,6 +36,8 @@ class ComposedPoint:
     """What this point sets, as one would type it."""
     axes: tuple[str, ...] = ()
     """Keys that were swept over."""
+    block: str | None = None
+    """Name of the block of `sweep.arms` it comes from."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Resolved:
     """Run name -> canonical configuration, in order of first mention."""
     rankings: Mapping[str, list[int]]
     """Sweep -> layers from best to worst as it ranks them, where `selection_method.ranking_from` asks for that."""
+    ranked_by: Mapping[str, list[str]]
+    """Sweep -> the runs whose results rank them, where this launch has read them."""
     drawn: frozenset[str]
     """Arms whose layers are drawn by their seed."""
     notes: list[str]
@@ -58,14 +63,31 @@ def resolve_points(wanted: Sequence[ComposedPoint], multirun: Multirun, frozen: 
     corpora: dict[Any, tuple[Data, Corpus]] = {}
     configs: dict[str, RunConfig] = {}
     points = []
-    for point in [_ranked(point, rankings) for point in wanted]:
-        run = _resolve(point.config, corpora)
+    ranked = [_ranked(point, rankings) for point in wanted]
+    for point in ranked:
+        try:
+            run = _resolve(point.config, corpora)
+        except UserError as error:
+            if point.block is not None and any(_fault(other, corpora) != str(error) for other in ranked):
+                raise UserError(f"in sweep.arms.{point.block}: {error}") from error
+            raise  # whatever the arm
         name = identity.name(recipe_of(run))
         configs.setdefault(name, run)
         points.append(_point(point, run, name))
     points = _merge(points)
     drawn = frozenset(point.arm for point in wanted if _is_drawn(point.config))
-    return Resolved(points, configs, rankings.used, drawn, [*rankings.notes, *_served_alike(arms(points))])
+    return Resolved(
+        points, configs, rankings.used, rankings.ranked_by, drawn, [*rankings.notes, *_served_alike(arms(points))]
+    )
+
+
+def _fault(point: ComposedPoint, corpora: dict[Any, tuple[Data, Corpus]]) -> str | None:
+    """What is wrong with a point, if anything is."""
+    try:
+        _resolve(point.config, corpora)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _ranked(point: ComposedPoint, rankings: Rankings) -> ComposedPoint:
@@ -74,7 +96,7 @@ def _ranked(point: ComposedPoint, rankings: Rankings) -> ComposedPoint:
     if ranking is None:
         return point
     method = replace(point.config.selection_method, ranking=ranking)
-    text = f"selection_method.ranking=[{','.join(map(str, ranking))}]"
+    text = f"{RANKING}[{','.join(map(str, ranking))}]"
     return replace(point, config=replace(point.config, selection_method=method), overrides=(*point.overrides, text))
 
 

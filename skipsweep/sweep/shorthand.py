@@ -1,8 +1,9 @@
 """`skip_layers=5`, `=[5,2]`, `=top3`, ... written as the leaf that Hydra can compose: `skip_layers.layers=5`; and
-`gate_targets=[1,.5]` as `gate_targets=list gate_targets.means=[1,.5]`.
+`gate_targets=[1,.5]` as `gate_targets=list gate_targets.means=[1,.5]`; and `sweep.seeds=range(0,3)` as a text.
 
-Hydra takes nothing but names for a group, and fails on numbers and lists. So such overrides are rewritten before it
-sees them. Names (`skip_layers=record`) stay choices of the group; everything else is passed on byte for byte.
+Hydra takes nothing but names for a group, and fails on numbers and lists; several seeds it takes for several launches,
+which need -m, where they are one set. So such overrides are rewritten before it sees them. Names (`skip_layers=record`)
+stay choices of the group; everything else is passed on byte for byte.
 """
 
 import re
@@ -18,6 +19,7 @@ GROUP = "skip_layers"
 LEAF = "skip_layers.layers"
 _PREFIX = f"{GROUP}="
 _TARGETS = "gate_targets"
+SEEDS = "sweep.seeds"
 _WORD = re.compile(rf"none|{'|'.join(readout_specs.NAMED)}|{select.TWO_THIRDS}|top\d+|{select.SPREADS}|[+-]?\d+")
 FORMS = f"none, a layer (11), a list ([11,10]), topN, {select.TWO_THIRDS}, input, extra, {select.EACH}, topA..topB"
 """What skip_layers takes besides the group's choices."""
@@ -39,6 +41,8 @@ def rewrite(override: str) -> str:
 
 def written_out(override: str) -> list[str]:
     """One override with its shorthand written out, as one or as two."""
+    if override.startswith(f"{SEEDS}="):
+        return [_seeds(override)]
     if not override.startswith(f"{_TARGETS}=["):
         return [rewrite(override)]
     try:
@@ -48,6 +52,14 @@ def written_out(override: str) -> list[str]:
     if grammar.is_sweep(parsed) or not isinstance(parsed.value(), list):
         return [override]
     return [f"{_TARGETS}=list", f"{_TARGETS}.means={override.removeprefix(f'{_TARGETS}=')}"]
+
+
+def _seeds(override: str) -> str:
+    try:
+        several = grammar.is_sweep(grammar.parse(override))
+    except UserError:
+        return override
+    return f"{SEEDS}={grammar.to_text(override.removeprefix(f'{SEEDS}='))}" if several else override
 
 
 def _leaf_text(value: Any, text: str) -> str | None:

@@ -286,7 +286,7 @@ def arms(found: Sequence[ArmRow]) -> None:
     console.print(shown)
     if len(found) > 1 and all(arm.done < 2 for arm in found):
         console.print(
-            "one seed per arm: differences cannot be distinguished from noise; more seeds: sweep.seeds=range(0,5)"
+            "one seed per arm: differences cannot be distinguished from noise; more seeds: 'sweep.seeds=range(0,5)'"
         )
     if any(arm.difference is not None and arm.pairs and not arm.same_seeds and not arm.paired for arm in found):
         console.print(
