@@ -32,9 +32,10 @@ def blamed(run: RunDir, attempt: int, cause: str, message: str) -> tuple[str, st
 def noted(run: RunDir, attempt: int) -> tuple[str, str] | None:
     """(Cause, message) that a rank other than 0 wrote down and which is no lost peer; one of a class first."""
     found = []
-    for path in run.failures(attempt):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = files.read_json(path)
-            if not _LOST.search(told["message"]):
-                found.append((told["cause"], told["message"]))
+    with contextlib.suppress(OSError):
+        for path in run.failures(attempt):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn
+                told = files.read_json(path)
+                if not _LOST.search(told["message"]):
+                    found.append((told["cause"], told["message"]))
     return min(found, key=lambda one: one[0] == "exception", default=None)

@@ -646,7 +646,8 @@ def test_why_a_rank_failed_is_told_by_itself(
     """Where rank 0 waits for it in vain, and the others only complain of it."""
     monkeypatch.setattr(local, "PEER_GRACE_S", 0.5)
     note = "peers.note(run, 1, rank, {!r}, {!r}); sys.exit(1)"
-    lost = note.format("exception", "RuntimeError: Connection closed by peer")
+    after = "while not run.failure(1, 2).exists(): time.sleep(0.01)\n"
+    lost = after + note.format("exception", "RuntimeError: Connection closed by peer")
     run = playing("hold(); time.sleep(600)", lost, note.format("oom", "MemoryError: none left"), lost)
     Pool([run], 1, stand_in).execute(Deadline())
     assert told(run) == ("failed", "oom", "MemoryError: none left")
@@ -728,21 +729,25 @@ time.sleep(600)
 """
 
 
+@pytest.mark.parametrize(("play", "grace_s", "by"), [(SAVES, 60.0, "SIGTERM"), (IGNORES, 0.5, "SIGKILL")])
 def test_a_launcher_that_fails_has_its_runs_save(
-    stand_in: Path, playing: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+    play: str,
+    grace_s: float,
+    by: str,
+    stand_in: Path,
+    playing: Callable[..., RunDir],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And kills those alone that do not end in time."""
-    monkeypatch.setattr(local, "GRACE_S", 3.0)
-    saves, ignores = playing(SAVES), playing(IGNORES)
-    both = [saves, ignores]
+    monkeypatch.setattr(local, "GRACE_S", grace_s)
+    both = [playing(play), playing(play)]
 
     def fail() -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
         Pool(both, 2, stand_in).execute(Deadline(lambda: all(told(run)[0] == "running" for run in both), fail))
-    assert told(saves) == ("preempted", "signal", "SIGTERM")
-    assert told(ignores) == ("preempted", "signal", "SIGKILL")
+    assert [told(run) for run in both] == [("preempted", "signal", by)] * 2
     assert not any(observe(run).is_live for run in both)
 
 

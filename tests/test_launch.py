@@ -406,20 +406,22 @@ def test_nobody_reads_a_plan(place: Place) -> None:
 
 def test_a_look_that_fails_ends_no_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a file server that does not answer, nor a message that the terminal's encoding has not got."""
-    run = RunDir(tmp_path / "run")
-    seen = Observation("run", "failed", "config", "\N{SNOWMAN}")
-    answers: list[Observation | OSError] = [OSError(errno.ESTALE, "Stale file handle"), seen]
+    one, other = RunDir(tmp_path / "one"), RunDir(tmp_path / "other")
+    answers = {one: Observation("one", "failed", "config", "\N{SNOWMAN}"), other: Observation("other", "done")}
+    asked = []
 
-    def look(_: RunDir) -> Observation:
-        answer = answers.pop(0)
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
+    def look(run: RunDir) -> Observation:
+        asked.append(run)
+        if len(asked) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return answers[run]
 
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    with show.Watch([run], {}, look) as watch:
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, "ascii"))
+    with show.Watch([one, other], {}, look) as watch:
         watch.tick()
-    assert answers == []
+    assert asked == [one, one, other]
+    assert said.getvalue() == b"other: done\n"
 
 
 def steps(run: RunDir) -> int | None:

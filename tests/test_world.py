@@ -220,16 +220,15 @@ def test_ranks_with_different_settings_refuse(
 def test_another_launch_may_ask_for_other_processes(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the job that was started for one still imports torch."""
+    """After the launcher has read that one is asked for, and before its job has."""
     run = frozen(double(tmp_path, data_root))
-    start = local.start
+    environment = local._environment
 
-    def changed(*args: Any) -> local.Execution:
-        execution = start(*args)
+    def changed(*args: Any) -> dict[str, str]:
         frozen(double(tmp_path, data_root, processes=2))
-        return execution
+        return environment(*args)
 
-    monkeypatch.setattr(local, "start", changed)
+    monkeypatch.setattr(local, "_environment", changed)
     local.Pool([run], 1, None).execute(lambda: None)
     assert run.read_status()["state"] == "done", (run.read_status(), log(run))
     assert files.read_json(run.env)["1"]["world_size"] == 2

@@ -195,18 +195,20 @@ class Watch:
             seen = [self._look(run) for run in self._runs]
         except OSError:  # the file server does not answer: asked again
             return
-        with _while_somebody_listens():
-            if self._live:
+        if self._live:
+            with _while_somebody_listens():
                 self._live.update(Group(runs(_worth_showing(seen)), _counts(seen)), refresh=True)
-            else:
-                self._print_changes(seen)
+        else:
+            self._print_changes(seen)
 
     def _print_changes(self, seen: Sequence[Observation]) -> None:
         for one in seen:
-            if self._seen.get(one.run, ("planned", None)) != (one.state, one.attempt):
+            before = self._seen.get(one.run, ("planned", None))
+            self._seen[one.run] = now = one.state, one.attempt
+            if now != before:
                 cause = f": {one.cause}: {one.message}" if one.cause else ""
-                print(f"{one.run}: {one.state}{cause}", flush=True)
-            self._seen[one.run] = one.state, one.attempt
+                with _while_somebody_listens():
+                    print(f"{one.run}: {one.state}{cause}", flush=True)
 
 
 @contextlib.contextmanager
