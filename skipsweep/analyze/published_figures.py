@@ -93,9 +93,8 @@ def _of_arm(points: list[PlannedPoint], runs: Mapping[str, Run]) -> Figures | No
 def _key(point: PlannedPoint, recipe: Mapping[str, Any]) -> tuple[str, str] | None:
     """(published experiment, its arm) that a point repeats; None for none, and with other settings than theirs."""
     head = _setting(recipe, "head_type.name")
-    if any(
-        _setting(recipe, key) != value for key, value in (shipped.SETTINGS | shipped.OF_HEAD.get(str(head), {})).items()
-    ):
+    theirs = {**shipped.SETTINGS, **shipped.OF_HEAD.get(str(head), {})}
+    if any(_setting(recipe, key) != value for key, value in theirs.items()):
         return None
     match head, point.sources:
         case "add", [int(layer)]:
