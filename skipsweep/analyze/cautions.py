@@ -176,7 +176,7 @@ def no_spread(evidence: Evidence, compared: Comparison) -> str | None:
     ]
     if not arms:
         return None
-    return f"runs of an arm ended with the very same loss, as repetitions of one seed do (no spread): {named(arms)}"
+    return f"runs of an arm ended with the very same loss, as repetitions of one seed do: {named(arms)}"
 
 
 def other_steps(evidence: Evidence, compared: Comparison) -> str | None:
