@@ -148,7 +148,7 @@ def compare(a: Run, b: Run, as_json: Json = False, multirun: Folder = MULTIRUN) 
 def report(
     sweeps: Annotated[
         list[str],
-        typer.Argument(help="One or more sweeps; several are merged into one report under the first one's question."),
+        typer.Argument(help="One or more sweeps; several are merged into one report, with the first one's baseline."),
     ],
     baseline: Annotated[
         str | None, typer.Option(help="The arm that all others are compared with; default: the plan's.")
@@ -173,7 +173,8 @@ def report(
 @app.command()
 def power(
     sweep: Annotated[
-        str | None, typer.Argument(help="Take the standard deviation from the finished runs of this sweep's baseline.")
+        str | None,
+        typer.Argument(help="Take the standard deviation within the arms of this sweep."),
     ] = None,
     sd: Annotated[
         float | None, typer.Option(help="Standard deviation of final losses, in nats/token; instead of a sweep.")

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Protocol
 
 LINE_EVERY_S = 10.0
@@ -32,6 +32,11 @@ def duration(seconds: float | None) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A figure, or `-` where there is none: a missing value is never shown as 0."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def counted(things: Sized, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{len(things)} {what}" + ("" if len(things) == 1 else "s")
 
 
 def rate(tokens_per_s: float | None) -> str:

@@ -157,7 +157,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "a sweep over plans": ("-m plan=true,false", "plan cannot be swept over"),
     "a sweep over names": ("-m sweep.name=a,b", "sweep.name cannot be swept over"),
     "a sweep over folders": ("-m paths.multirun=a,b", "paths.multirun cannot be swept over"),
-    "a folder that PYTHONPATH cannot hold": ("paths.multirun=runs:1", "Python would part this path at ':'"),
+    "a folder that PYTHONPATH cannot hold": ("paths.multirun=runs:1", "PYTHONPATH would split this at ':'"),
     "an empty range": ("-m seed=range(3,3)", "seed=range(3,3)"),
     "unknown experiment": ("experiment=dem", "experiment=dem: no such choice; did you mean demo?"),
     "experiment elsewhere": ("experiment=dem", "; more of your own: -cd FOLDER adds FOLDER/experiment/NAME.yaml"),

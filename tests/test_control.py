@@ -250,7 +250,10 @@ REFUSED = {
     ("gate_targets=list",): r"no value for gate_targets\.means: it has no default",
     ("gate_targets=none",): r"control=proportional has no gates to control with .*=none; valid: gate_targets=linear, ",
     ("gate_targets=free",): r"control=proportional needs targets, gate_targets=free has none; valid: gate_targets=lin",
-    ("gate_targets=linear", "control=none"): r"control=none takes no gate there; valid: control=sparsity_variance_l2, ",
+    (
+        "gate_targets=linear",
+        "control=none",
+    ): r"control=none drives no gate to them; valid: control=sparsity_variance_l2, ",
     ("gate_targets=linear", "model.layers=5"): r"model\.layers=5 is odd; valid: an even number",
     ("gate_targets=linear", "control.gamma=-1"): r"control\.gamma=-1\.0 must not be negative",
     ("gate_targets=linear", "control.gamma=???"): r"no value for control\.gamma: it has no default; set it",

@@ -9,7 +9,7 @@ from commands import Place, request
 from sweep_folders import Made
 
 from skipsweep import files
-from skipsweep.analyze import findings, report
+from skipsweep.analyze import evidence, findings, report
 from skipsweep.errors import UserError
 from skipsweep.sweep import launch as launching
 from skipsweep.sweep.freeze import freeze
@@ -65,6 +65,13 @@ def test_seeds_that_follow_what_could_not_be_tested_are_no_second_look(launched:
     assert launched("waiting", "seed=range(5,9)")["seeds_added"] == {}
 
 
+def test_a_repetition_is_no_further_seed(launched: Launcher) -> None:
+    assert launched("repeated", "seed=0", "replicate=0,1")["seeds_added"] == {}
+    assert launched("repeated", "seed=1", "replicate=0,1")["seeds_added"] == {}  # nothing could be tested of one seed
+    assert launched("repeated", "seed=0,1", "replicate=0,1,2")["seeds_added"] == {}
+    assert set(launched("repeated", "seed=2")["seeds_added"]) == set(ARMS)
+
+
 # --------------------------------------------------------------------------------------------------------- declarations
 
 
@@ -86,6 +93,17 @@ def test_a_baseline_that_is_chosen_over_finished_runs_is_written_down(launched: 
     assert launched("new", "seed=7,8", other)["declared_late"] == []
 
 
+def test_pairs_that_united_sweeps_are_not_compared_in_are_no_decision(tmp_path: Path) -> None:
+    plain, late = Made(tmp_path, "plain", baseline="none"), Made(tmp_path, "late", baseline="none")
+    late.plan |= {"declared_late": ["pairing", "baseline"], "paired": True}
+    for made in (plain, late):
+        made.arm("none", [2.5, 2.6])
+        made.write()
+    assert evidence.read(plain.multirun, ["plain", "late"]).declared_late == ()
+    assert evidence.read(plain.multirun, ["late", "plain"]).declared_late == ("baseline",)
+    assert evidence.read(plain.multirun, ["late"]).declared_late == ("pairing", "baseline")
+
+
 def test_the_report_says_what_was_decided_late(tmp_path: Path) -> None:
     made = Made(tmp_path, baseline="none")
     made.arm("none", [2.5, 2.6])
@@ -97,7 +115,7 @@ def test_the_report_says_what_was_decided_late(tmp_path: Path) -> None:
         return [text for text in found if "after results" in text]
 
     assert told("none") == []
-    made.plan |= {"seeds_added": {"5": [1]}, "declared_late": ["pairing"]}
+    made.plan |= {"seeds_added": {"5": [1]}, "declared_late": ["pairing"], "paired": True}
     assert [text.startswith(start) for text, start in zip(told(), late, strict=True)] == [True, True]
     assert told("5")[1].startswith("declared after results: pairing and baseline; ")
 

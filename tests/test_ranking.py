@@ -48,6 +48,16 @@ def test_layers_are_ranked_by_their_mean_and_then_by_number(tmp_path: Path) -> N
     assert ranking.read(made.multirun, "single", 5).layers == [1, 2, 0, 3]
 
 
+def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
+    made = single(tmp_path, {0: [2.5, 2.5], 1: [2.0, 3.2]})
+    for replicate in (1, 2):
+        again = {"model.layers": 3, "replicate": replicate}
+        run = made.run("skip_layers=1", 0, 2.0, sources=[1], recipe=again)
+        made.point("skip_layers=1", 0, run.name, [1], replicate=replicate)
+    made.write()
+    assert ranking.read(made.multirun, "single", 3).layers == [0, 1]
+
+
 @pytest.mark.parametrize(("method", "layer"), [("best_to_worst", 1), ("worst_to_best", 0)])
 def test_the_identity_knows_the_ranking_only(method: str, layer: int, tmp_path: Path, plan: Planner) -> None:
     single(tmp_path, {0: [2.9], 1: [2.8]})

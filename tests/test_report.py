@@ -122,7 +122,7 @@ def test_single_runs_tell_nothing(tmp_path: Path) -> None:
     made.arm("none", [2.92])
     made.arm("5", [2.5], sources=[5])
     found = findings.find(made.read())
-    assert found.answer.startswith("Differences cannot be distinguished from noise: no arm has two finished runs.")
+    assert found.answer.startswith("Differences cannot be distinguished from noise: no arm has two finished seeds.")
     assert rows(found, "difference")[0]["p"] is None
 
 
@@ -167,7 +167,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     none, five = arms.of_sweep(made.multirun, "question")
     assert (none.val_loss_sd, five.difference) == (pytest.approx(0.03 / 2**0.5), pytest.approx(row["difference"]))
     assert any(text.endswith("none (6 runs, 2 seeds), 5 (6 runs, 2 seeds)") for text in found.warnings)
-    assert "of 4 finished seeds of 2 arms" in power("question", "--multirun", str(tmp_path))
+    assert "of 4 finished seeds in 2 arms" in power("question", "--multirun", str(tmp_path))
 
 
 @pytest.mark.parametrize("imported", [False, True])
@@ -281,7 +281,7 @@ def test_power_from_a_sweep(tmp_path: Path) -> None:
     assert found["alpha"] == pytest.approx(0.025)
     assert found["spread"]["gpu_hours"] == pytest.approx(80 / 3600)
     assert row["gpu_hours_for_half"] == pytest.approx(3 * row["seeds_for_half"] * 80 / 3600)
-    assert "of 3 finished seeds of 1 arm; sd of few runs: could be 4.4 times as large" in power(
+    assert "of 3 finished seeds in 1 arm; sd of few runs: could be 4.4 times as large" in power(
         "question", "--multirun", str(tmp_path)
     )
 
@@ -294,7 +294,7 @@ def test_power_of_a_given_spread_is_its_own_inverse() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "give either a sweep whose baseline has finished runs, or --sd"),
+        ((), "give either a sweep that has finished runs, or --sd"),
         (("--sd", "0"), "--sd 0.0 is not a standard deviation"),
         (("--sd", "nan"), "--sd nan is not a standard deviation"),
         (("--sd", "1", "--seeds", "1"), "--seeds 1 cannot tell anything apart"),
@@ -331,7 +331,7 @@ def test_power_says_what_the_report_says(tmp_path: Path, paired: bool) -> None:
     }
     assert told["spread"]["sd"] == reported[5]["sd"]
     text = power("question", "--multirun", str(tmp_path))
-    what = "6 differences in pairs of 2 arms; sd of few runs: could be 2.4 times as large" if paired else "9 finished"
+    what = "6 paired differences in 2 arms; sd of few runs: could be 2.4 times as large" if paired else "9 finished"
     assert f"measured: of {what}" in " ".join(text.split())
 
 

@@ -232,7 +232,7 @@ def test_another_launch_may_ask_for_other_processes(
     local.Pool([run], 1, None).execute(lambda: None)
     assert run.read_status()["state"] == "done", (run.read_status(), log(run))
     assert files.read_json(run.env)["1"]["world_size"] == 2
-    assert "was written anew by another launch" in log(run)
+    assert "was rewritten by another launch" in log(run)
 
 
 def test_a_killed_rank_ends_the_run(tmp_path: Path, data_root: Path) -> None:

@@ -1,12 +1,12 @@
 """What a reader has to know before believing a report: everything that makes its comparison less than it seems."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from skipsweep.analyze import descriptive, published_figures, statistics
 from skipsweep.analyze.comparison import Comparison, TestedArm
+from skipsweep.analyze.descriptive import named
 from skipsweep.analyze.evidence import Evidence, Run
 
-MOST_NAMED = 5
 PAIRS_DF = 4
 """Degrees of freedom from which on the spread of differences is known well enough to recommend pairs."""
 SAME_SIZE = 0.01
@@ -156,7 +156,7 @@ def other_seeds(evidence: Evidence, compared: Comparison) -> str | None:
 
 def repeated(evidence: Evidence, compared: Comparison) -> str | None:
     arms = [
-        f"{arm.name} ({len(arm.finished)} runs, {len(arm.losses)} seeds)"
+        f"{arm.name} ({len(arm.finished)} runs, {len(arm.losses)} seed{'' if len(arm.losses) == 1 else 's'})"
         for arm in compared.arms.values()
         if len(arm.losses) < len(arm.finished)
     ]
@@ -312,15 +312,10 @@ RULES = (
 
 def _one_sd(compared: Comparison) -> bool:
     """Whether arms were tested as having the same spread."""
-    return any(arm.test is not None and arm.test.method == "dunnett" for arm in compared.arms.values())
+    tests = [arm.test for arm in compared.arms.values() if arm.test is not None]
+    return any(test.method == "dunnett" and test.p is not None for test in tests)
 
 
 def _steps(arm: TestedArm) -> set[int]:
     """How many steps its finished runs had."""
     return {run.result["steps"] for run in arm.runs if run.result and isinstance(run.result.get("steps"), int)}
-
-
-def named(items: Sequence[str]) -> str:
-    """The first few of a list."""
-    more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
-    return ", ".join(items[:MOST_NAMED]) + more

@@ -19,6 +19,15 @@ BySeed = Mapping[Hashable, Sequence[float]]
 """Seed -> final validation losses of an arm's finished runs with it, in nats per token: several where it was repeated.
 An imported run stands under its own name: its seed is not known, so that it pairs with nothing."""
 
+MOST_NAMED = 5
+"""Of what a message lists; the others are counted."""
+
+
+def named(items: Sequence[str]) -> str:
+    """The first few of a list."""
+    more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
+    return ", ".join(items[:MOST_NAMED]) + more
+
 
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean; None of nothing."""
@@ -103,8 +112,8 @@ class Spread:
     def source(self) -> str:
         """What it was measured on."""
         known = [len(group) for group in self.groups if len(group) > 1]
-        what = "differences in pairs" if self.paired else "finished seeds"
-        return f"of {sum(known)} {what} of {len(known)} arm{'s' if len(known) > 1 else ''}"
+        what = "paired differences" if self.paired else "finished seeds"
+        return f"of {sum(known)} {what} in {len(known)} arm{'s' if len(known) > 1 else ''}"
 
 
 def spread(arms: Mapping[str, BySeed], baseline: str | None, paired: bool) -> Spread | None:

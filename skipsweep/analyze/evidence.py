@@ -29,7 +29,6 @@ class Environment:
 
     hosts: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
-    commits: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
     """Hashes of the package's sources."""
     torch: tuple[str, ...] = ()
@@ -166,7 +165,8 @@ class Evidence:
 
 
 def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
-    """Read sweeps and their runs; several sweeps are united: the first one's question, baseline and target hold.
+    """Read sweeps and their runs; several sweeps are united: the first one's baseline holds, and the
+    first question and target that one of them has.
 
     Raises UserError for a sweep that does not exist or whose plan cannot be read.
     """
@@ -191,14 +191,22 @@ def read(multirun: Multirun, names: Sequence[str]) -> Evidence:
             paired=all(plan.get("paired") is True for plan in plans.values()),
             chosen_on=_chosen_on(points, plans),
             seeds_added=tuple(dict.fromkeys(arm for plan in plans.values() for arm in plan.get("seeds_added", {}))),
-            declared_late=tuple(
-                dict.fromkeys(what for plan in plans.values() for what in plan.get("declared_late", []))
-            ),
+            declared_late=_declared_late(list(plans.values())),
             commands=tuple(dict.fromkeys(c for plan in plans.values() for c in plan.get("commands", []))),
             points=tuple(points),
             runs=runs,
         )
     )
+
+
+def _declared_late(plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What united sweeps have decided after results existed, of what holds for them together."""
+    paired = all(plan.get("paired") is True for plan in plans)
+    late = {
+        "pairing": paired and any("pairing" in plan.get("declared_late", ()) for plan in plans),
+        "baseline": "baseline" in plans[0].get("declared_late", ()),
+    }
+    return tuple(what for what, is_late in late.items() if is_late)
 
 
 def with_baseline(evidence: Evidence, baseline: str) -> Evidence:
@@ -307,7 +315,6 @@ def _environment(env: Mapping[str, Any], identity: Mapping[str, Any]) -> Environ
     return Environment(
         hosts=distinct("host"),
         gpus=tuple(gpus),
-        commits=distinct("commit"),
         codes=distinct("code"),
         torch=distinct("torch"),
         world_sizes=distinct("world_size", int),

@@ -138,14 +138,14 @@ def _best(compared: Comparison) -> str:
     assert best.summary is not None
     half = "" if best.summary.high is None else f" ± {best.summary.high - best.summary.mean:.5f} (95 %)"
     lead = "The lowest mean loss" if len(known) > 1 else "The mean loss"
-    count = len(best.finished)
-    runs = "1 run" if count == 1 else f"{count} runs"
-    return f"{lead} is {best.summary.mean:.5f}{half} nats/token over {runs} of {best.name}."
+    count, imported = len(best.losses), any("imported" in (run.result or {}) for run, _ in best.finished)
+    seeds = f"{count} {'run' if imported else 'seed'}" + ("" if count == 1 else "s")
+    return f"{lead} is {best.summary.mean:.5f}{half} nats/token over {seeds} of {best.name}."
 
 
 def _why_untested(compared: Comparison, paired: bool) -> str:
     if compared.spread is None:
-        return f"no arm has two finished {'pairs' if paired else 'runs'}"
+        return f"no arm has two finished {'pairs' if paired else 'seeds'}"
     return "runs within an arm show no spread" if compared.spread.sd == 0 else "there are too few runs"
 
 

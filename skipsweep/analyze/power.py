@@ -56,7 +56,7 @@ def measured(multirun: Multirun, sweep: str, arms: int | None = None) -> Spread:
     """The spread that a sweep's report goes by. Raises UserError where no arm has two finished seeds that differ."""
     found = reading.read(multirun, [sweep])
     if found.baseline is None:
-        raise UserError(f"sweep {sweep} has no baseline whose spread could be measured; give --sd")
+        raise UserError(f"sweep {sweep} has no baseline that its arms could be compared with; give --sd")
     compared = comparison.compare(found)
     spread = compared.spread
     if spread is None or not spread.sd:

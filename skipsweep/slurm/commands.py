@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skipsweep.analyze.listing import Status
+from skipsweep.progress import counted
 from skipsweep.rundir import Multirun, RunDir
 from skipsweep.slurm import squeue
 from skipsweep.slurm.cancel import Cancelled
@@ -24,7 +25,7 @@ def show_cancelled(cancelled: Cancelled) -> None:
     if cancelled.ended:
         print(f"{cancelled.sweep}: all runs have ended, nothing is left to cancel")
         return
-    print(f"{cancelled.sweep}: {len(cancelled.runs)} runs cancelled, {len(cancelled.jobs)} jobs ended")
+    print(f"{cancelled.sweep}: {counted(cancelled.runs, 'run')} cancelled, {counted(cancelled.jobs, 'job')} ended")
     for run, others in cancelled.wanted.items():
         print(f"{run}: left alone, wanted by {', '.join(others)}")
     for run in cancelled.local:

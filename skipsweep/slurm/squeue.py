@@ -157,7 +157,7 @@ def _starting(seen: Observation, run: RunDir, job: Job) -> Observation:
         return replace(seen, message=f"job {job.id} is starting")
     silent = time.time() - ((lease.newest(run) or {}).get("beat") or 0.0)
     if seen.state == "interrupted" and silent > lease.EXPIRY_S:
-        message = f"job {job.id} runs, but has shown no heartbeat for {silent:.0f} s"
+        message = f"job {job.id} is running, but has shown no heartbeat for {silent:.0f} s"
         return replace(seen, state="running", stuck=message, message=message)
     return replace(seen, message=f"job {job.id} is running")
 

@@ -175,7 +175,7 @@ def targets_have_a_control(config: Config) -> str | None:
         return None
     valid = ", ".join(f"control={name}" for name in choices(TargetControl))
     return (
-        f"gate_targets={gates.name} says where to, but control=none takes no gate there; valid: {valid}, "
+        f"gate_targets={gates.name} sets targets, but control=none drives no gate to them; valid: {valid}, "
         "or gate_targets=free"
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from skipsweep import files, sweep_file
 from skipsweep.analyze.confounds import differing
+from skipsweep.analyze.descriptive import named
 from skipsweep.config import RunConfig, Sweep, leaves, recipe_of
 from skipsweep.errors import UserError
 from skipsweep.rundir import SINGLE, Multirun
@@ -17,7 +18,6 @@ from skipsweep.sweep import identity
 from skipsweep.sweep.confound import Key
 from skipsweep.sweep_file import PlannedPoint
 
-MOST_NAMED = 5
 PAIRING, BASELINE = "pairing", "baseline"
 
 
@@ -45,10 +45,11 @@ def of(
     known = known_points(before)
     done = _Done(multirun)
     seeds = {arm: list(added) for arm, added in before.get("seeds_added", {}).items()}
-    if any(len(done.of(of_arm)) > 1 for of_arm in sweep_file.arms(known.values()).values()):
-        begun = {arm for arm, *_ in known}
+    if any(done.seeds(of_arm) > 1 for of_arm in sweep_file.arms(known.values()).values()):
+        begun, had = {arm for arm, *_ in known}, {(arm, seed) for arm, seed, _ in known}
         for point in points:
-            added = seeds.setdefault(point.arm, []) if point.arm in begun and point.key not in known else None
+            is_new = point.arm in begun and (point.arm, point.seed) not in had
+            added = seeds.setdefault(point.arm, []) if is_new else None
             if added is not None and point.seed not in added:
                 added.append(point.seed)
     late = dict.fromkeys(before.get("declared_late", ()))
@@ -74,6 +75,10 @@ class _Done:
 
     def of(self, points: Iterable[PlannedPoint]) -> list[str]:
         return [run for run in sweep_file.runs(points) if self._multirun.run(run).result.exists()]
+
+    def seeds(self, points: Iterable[PlannedPoint]) -> int:
+        """How many seeds have finished: a repetition is no further one."""
+        return len({point.seed for point in points if self._multirun.run(point.run).result.exists()})
 
     def paired(self, run: str) -> bool:
         """Whether every sweep that it has served was compared in pairs."""
@@ -147,9 +152,3 @@ def _changes(multirun: Multirun, run: str, config: RunConfig) -> str:
     keys = differing(frozen["settings"], identity.settings(recipe_of(config)))
     changes = [f"{key} {then.get(key)} -> {now.get(key)}" for key in keys]
     return f": {named(changes)}" if changes else ""
-
-
-def named(items: Sequence[str]) -> str:
-    """The first few of a list."""
-    more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
-    return ", ".join(items[:MOST_NAMED]) + more

@@ -116,7 +116,7 @@ def _multirun(config: Config) -> Multirun:
     """Raises UserError for a folder in which no frozen code can be found: Python is pointed to it by PYTHONPATH."""
     path = resolve_folder(config.paths.multirun)
     if os.pathsep in str(path):
-        raise UserError(f"paths.multirun={path}: Python would part this path at {os.pathsep!r}; write another")
+        raise UserError(f"paths.multirun={path}: PYTHONPATH would split this at {os.pathsep!r}; choose another path")
     return Multirun(path)
 
 

@@ -6,6 +6,7 @@ Read when planning and frozen in plan.json, so that more finished seeds there ne
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from skipsweep import files, provenance, sweep_file
@@ -126,9 +127,18 @@ def read(multirun: Multirun, sweep: str, layers: int, own: Settings | None = Non
         raise UserError(
             f"{KEY}={sweep}: layer(s) {_show(unfinished)} have runs without a result; to finish them: {_command(plan)}"
         )
-    means = {layer: math.fsum(x for x in found if x is not None) / len(found) for layer, found in losses.items()}
+    means = {layer: _mean_over_seeds(multirun, runs[layer], found) for layer, found in losses.items()}
     order = sorted(means, key=lambda layer: (means[layer], layer))
     return Ranking(order, [run for layer in order for run in runs[layer]])
+
+
+def _mean_over_seeds(multirun: Multirun, runs: Sequence[str], losses: Sequence[float | None]) -> float:
+    """A repeated seed counts once, with the mean of its runs."""
+    by_seed: dict[Any, list[float]] = {}
+    for run, loss in zip(runs, losses, strict=True):
+        if loss is not None:
+            by_seed.setdefault(_recipe(multirun, run).get("seed", run), []).append(loss)
+    return fmean(map(fmean, by_seed.values()))
 
 
 def _plan(multirun: Multirun, sweep: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def power(
     from skipsweep.analyze import power
 
     if (sweep is None) == (sd is None):
-        raise UserError("give either a sweep whose baseline has finished runs, or --sd")
+        raise UserError("give either a sweep that has finished runs, or --sd")
     spread = power.given(sd, arms or 2) if sd is not None else power.measured(multirun, sweep or "", arms)
     return power.table(spread, seeds, difference)
 

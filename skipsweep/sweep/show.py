@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from skipsweep.analyze.arms import ArmRow
 from skipsweep.analyze.listing import Row, Status
 from skipsweep.analyze.run_diff import RunDiff
-from skipsweep.progress import describe, duration, gigabytes, number
+from skipsweep.progress import counted, describe, duration, gigabytes, number
 from skipsweep.rundir import RunDir
 from skipsweep.status import Observation, observe
 from skipsweep.sweep import chart
@@ -98,7 +98,7 @@ def summary(made: Plan, todo: Sequence[str], expected: Estimate | None) -> str:
         parts.append(f"{failed} failed (again with retry=failed)")
     parts.append(f"{len(todo)} to run")
     cost = f"; {_cost(expected)}" if todo else ""
-    return f"{_count(made.points, 'point')}, {_count(made.configs, 'run')}: {', '.join(parts)}{cost}"
+    return f"{counted(made.points, 'point')}, {counted(made.configs, 'run')}: {', '.join(parts)}{cost}"
 
 
 def _cost(expected: Estimate | None) -> str:
@@ -134,10 +134,6 @@ def schedules(drawn: Sequence[Drawing]) -> None:
         console.print(chart.figure(drawing))
     if len(drawn) > MAX_FIGURES:
         console.print(f"... and {len(drawn) - MAX_FIGURES} more schedules; all with --json")
-
-
-def _count(things: Sized, what: str) -> str:
-    return f"{len(things)} {what}" + ("" if len(things) == 1 else "s")
 
 
 def come_back(sweep: str | None, runs: Sequence[str], what: str) -> None:
@@ -286,7 +282,7 @@ def arms(found: Sequence[ArmRow]) -> None:
             *([_mflop(arm.inference_estimated), _mflop(arm.inference_measured)] if skips else []),
         )
     console.print(shown)
-    if len(found) > 1 and all(arm.done < 2 for arm in found):
+    if len(found) > 1 and any(arm.done for arm in found) and all(arm.val_loss_sd is None for arm in found):
         console.print(
             "one seed per arm: differences cannot be distinguished from noise; more seeds: 'sweep.seeds=range(0,5)'"
         )
