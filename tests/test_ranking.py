@@ -52,7 +52,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     made = single(tmp_path, {0: [2.5, 2.5], 1: [2.0, 3.2]})
     for replicate in (1, 2):
         again = {"model.layers": 3, "replicate": replicate}
-        run = made.run("skip_layers=1", 0, 2.0, sources=[1], recipe=again)
+        run = made.run(f"skip_layers=1 again {replicate}", 0, 2.0, sources=[1], recipe=again)
         made.point("skip_layers=1", 0, run.name, [1], replicate=replicate)
     made.write()
     assert ranking.read(made.multirun, "single", 3).layers == [0, 1]
