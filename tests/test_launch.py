@@ -548,7 +548,7 @@ def test_a_plan_says_what_its_seeds_can_tell(extended: Done, launch: Callable[..
     sd = (sum((a - b) ** 2 / 2 for a, b in losses) / len(losses)) ** 0.5
     told = launch("-m", "skip_layers=none,0", "seed=range(0,4)", "plan=true").line("With 4 seeds per arm,")
     assert f"differences of about {statistics.detectable(sd, 4):.2g} nats/token or more are detectable" in told
-    assert f"sd {sd:.2g} of 4 finished seeds of 2 arms; sd of few runs: could be 4.4 times as large" in told
+    assert f"sd {sd:.2g} of 4 finished seeds in 2 arms; sd of few runs: could be 4.4 times as large" in told
     assert "seeds per arm," not in launch("-m", "skip_layers=none,0", "plan=true").out
 
 
