@@ -66,7 +66,7 @@ def execute(run: RunDir, progress: Progress | None = None, stop: StopSignal | No
 
 def _execute(run: RunDir, stop: StopSignal, progress: Progress | None) -> Exit:
     config = run.read_config()
-    if os.environ.get("SKIPSWEEP_CONFIG", run.config_digest()) != run.config_digest():
+    if os.environ.get("SKIPSWEEP_CONFIG") not in (None, run.config_digest()):
         _print_error(f"{run.config} was rewritten by another launch; the run is left to be started with the new one")
         return Exit.HELD
     _set_threads(config)
